@@ -1,0 +1,1 @@
+"""tuneyard's compute-node code: the supervisor, the ranks it starts, one module per stage."""

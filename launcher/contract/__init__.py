@@ -1,0 +1,1 @@
+"""What the login node and the compute nodes both read and write; standard library only."""

@@ -1,0 +1,69 @@
+"""A manifest makes a checkpoint complete: it names every file with its size and hash."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from .files import read_json, write_json
+
+MANIFEST = "manifest.json"
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def list_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Relative path -> size in bytes and SHA-256 of every file below ``folder`` but the manifest."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in files
+    }
+
+
+def publish(folder: Path, target: Path, **facts: Any) -> None:
+    """Write the manifest of ``folder`` with ``facts`` (step, world_size, ...), then rename the folder to ``target``.
+
+    Raises:
+        FileExistsError: ``target`` exists; attempts never share a folder to write in.
+    """
+    write_json(folder / MANIFEST, {"v": 1, **facts, "files": list_files(folder)})
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _sync(path)
+    if target.exists():
+        raise FileExistsError(f"{target}: a checkpoint of that name has been published already")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(folder, target)
+    _sync(target.parent)
+
+
+def find_problems(folder: Path) -> list[str]:
+    """What is wrong with the checkpoint in ``folder``; empty when every file is as its manifest says."""
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except ValueError:
+        return [f"{MANIFEST} is not JSON"]
+    if manifest is None:
+        return [f"no {MANIFEST}: the save did not finish"]
+    problems = []
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != expected["bytes"]:
+            problems.append(f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}")
+        elif hash_file(path) != expected["sha256"]:
+            problems.append(f"{name} differs from its hash")
+    return problems
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

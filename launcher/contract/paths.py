@@ -1,0 +1,135 @@
+"""Owns every path inside a run directory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The files of one run, below ``root`` (``runs/<run id>``)."""
+
+    root: Path
+
+    @property
+    def spec_source(self) -> Path:
+        """The user's text as it was."""
+        return self.root / "spec.source.yaml"
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "spec.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def rendered(self) -> Path:
+        return self.root / "rendered"
+
+    @property
+    def rank_env(self) -> Path:
+        """``KEY=VALUE`` lines: the environment of every rank, before its rank numbers."""
+        return self.rendered / "rank.env"
+
+    @property
+    def accelerate(self) -> Path:
+        return self.rendered / "accelerate.yaml"
+
+    @property
+    def job_script(self) -> Path:
+        """What was handed to sbatch (or, locally, to bash)."""
+        return self.rendered / "job.sh"
+
+    @property
+    def code(self) -> Path:
+        """The snapshot of the code that the job imports."""
+        return self.root / "code"
+
+    @property
+    def git(self) -> Path:
+        return self.root / "git.json"
+
+    @property
+    def submission(self) -> Path:
+        return self.root / "submission.json"
+
+    @property
+    def submitit(self) -> Path:
+        """submitit's own folder: the pickle with the run directory's path."""
+        return self.root / "submitit"
+
+    @property
+    def cancelled(self) -> Path:
+        """Exists once the user asked to cancel; its text is the time in seconds since the epoch."""
+        return self.root / "cancelled"
+
+    @property
+    def attempts(self) -> Path:
+        return self.root / "attempts"
+
+    def attempt(self, number: int) -> Path:
+        return self.attempts / f"{attempt_name(number)}.json"
+
+    def logs(self, number: int) -> Path:
+        return self.root / "logs" / attempt_name(number)
+
+    def supervisor_log(self, number: int) -> Path:
+        return self.logs(number) / "supervisor.log"
+
+    def rank_log(self, number: int, node: int | str, rank: int | str) -> Path:
+        """Log of one rank; srun fills ``%n`` and ``%t`` in where they are given."""
+        return self.logs(number) / f"node{node}.rank{rank}.log"
+
+    def rank_error(self, number: int, rank: int) -> Path:
+        """What a failing rank wrote of its exception: t, rank, node, type, message, traceback."""
+        return self.logs(number) / f"rank{rank}.error.json"
+
+    @property
+    def heartbeats(self) -> Path:
+        return self.root / "heartbeat"
+
+    def heartbeat(self, rank: int) -> Path:
+        return self.heartbeats / f"rank{rank}.json"
+
+    @property
+    def ledgers(self) -> Path:
+        return self.root / "ledger"
+
+    def ledger(self, number: int) -> Path:
+        return self.ledgers / f"{attempt_name(number)}.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    def checkpoint(self, number: int, step: int) -> Path:
+        return self.checkpoints / attempt_name(number) / f"step-{step:06d}"
+
+    @property
+    def final(self) -> Path:
+        return self.root / "final"
+
+    @property
+    def completion(self) -> Path:
+        """Written last: its existence means that the run is complete."""
+        return self.final / "completion.json"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def wandb(self) -> Path:
+        """The exporter's folder."""
+        return self.root / "wandb"
+
+    @property
+    def secrets(self) -> Path:
+        """0600, beside the run directories and not in one: a copied run carries none. Removed when the run ends."""
+        return self.root.parent / ".secrets" / f"{self.root.name}.env"
+
+
+def attempt_name(number: int) -> str:
+    """``a01`` for attempt 1."""
+    return f"a{number:02d}"

@@ -1,0 +1,73 @@
+"""The plan: everything that will happen, as one value; all later steps are a function of it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .cluster import Cluster
+from .files import read_json, write_json
+from .spec import Spec
+from .values import from_value, to_value
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """Processes: ``world_size = nodes * ranks_per_node``, one rank per GPU (on cpu: per ``gpus_per_node``)."""
+
+    nodes: int
+    ranks_per_node: int
+    world_size: int
+    cpus_per_rank: int | None
+    time_minutes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Sequences: ``global_batch = micro * accumulation * world_size``."""
+
+    micro: int
+    accumulation: int
+    global_batch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """Something the user should know before submitting: the key it concerns, what, and what to do."""
+
+    key: str
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What will run. ``runs`` is the absolute folder that holds the run directories."""
+
+    v: int = PLAN_VERSION
+    tuneyard: str
+    run_id: str
+    runs: str
+    spec: Spec
+    cluster: Cluster
+    topology: Topology
+    batch: Batch
+    gpu_hours: float
+    """Upper bound: nodes x ranks per node x wall-time limit."""
+    warnings: list[Note] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Write ``plan.json``."""
+        write_json(path, to_value(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        """Read ``plan.json``.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        value = read_json(path)
+        if value is None:
+            raise FileNotFoundError(f"{path}: no plan here; is this a run directory?")
+        return from_value(cls, value)

@@ -1,0 +1,162 @@
+"""What a user can ask for: every key of the experiment file with its type, default, bounds and one sentence of help.
+
+``launcher.spec`` validates user text against these classes (pydantic reads the field metadata), the plan carries
+them, and jobs read them back; so a key is declared once.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FORBID_UNKNOWN = {"extra": "forbid"}
+"""What pydantic reads as ``__pydantic_config__``: an unknown key is an error, never dropped."""
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+DURATION_PATTERN = r"^(\d+(\.\d+)?[smhd]|(\d+-)?\d{1,3}:\d{2}:\d{2})$"
+
+Stage = Literal["sft", "reward", "dpo", "ppo", "script", "prepare", "pretrain", "evaluate", "export"]
+Strategy = Literal["ddp", "fsdp", "zero2", "zero3"]
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+def _key(default: Any, help: str, **bounds: Any) -> Any:
+    """A field with its help and the bounds that pydantic knows by these names (gt, ge, lt, le, pattern, ...)."""
+    metadata = {"description": help, **bounds}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """The trainable low-rank adapter on a frozen base (LoRA, arXiv:2106.09685)."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    kind: Literal["lora"] = _key("lora", "Kind of adapter.")
+    r: int = _key(16, "Rank of the update matrices.", ge=1, le=4096)
+    alpha: int = _key(32, "Scale: the update is multiplied by alpha / r.", ge=1)
+    dropout: float = _key(0.05, "Dropout before the adapter.", ge=0, lt=1)
+    target_modules: str | list[str] = _key("all-linear", "all-linear, or names of the layers that get an adapter.")
+    dtype: DType = _key("float32", "Dtype of the adapter's weights.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The base model, how it is stored, and what is trained on it."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    base: str = field(metadata={"description": "Folder, hub id, or builtin:tiny.", "min_length": 1})
+    revision: str | None = _key(None, "Commit, tag or branch of a hub model.")
+    quantization: Literal["nf4", "int8", "none"] = _key("nf4", "How the frozen base is stored.")
+    dtype: DType = _key("bfloat16", "Dtype of the base's unquantized weights and of the computation.")
+    attn_implementation: str | None = _key(None, "Attention kernel by transformers' name (sdpa, flash_attention_2, ...).")
+    trust_remote_code: bool = _key(False, "Run code that comes with the model; needs a pinned revision.")
+    adapter: Adapter | None = _key(Adapter(), "The adapter to train; null is full fine-tuning.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where the rows come from and how they become text."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    train: str | list[str] = field(metadata={"description": "File, list of files, folder, or hub id."})
+    eval: str | float | None = _key(0.05, "File, or the fraction of the rows split off with the seed; null for none.")
+    format: Literal["alpaca", "messages", "sharegpt", "prompt-completion", "text", "preference", "prompt"] = _key(
+        "alpaca", "Layout of a row."
+    )
+    columns: dict[str, str] = _key({}, "Renames, our name: the file's name.")
+    system: str | None = _key(None, "System prompt for rows without one.")
+    chat_template: str | None = _key(None, "Jinja text or file that replaces the tokenizer's chat template.")
+    max_length: int = _key(512, "Tokens per sequence; longer rows are truncated.", ge=8)
+    on_bad_row: Literal["fail", "skip"] = _key("fail", "Stop at a bad row, or skip it, counted and listed.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Batch, optimizer, schedule, and when to save."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    micro_batch: int = _key(2, "Sequences per rank and forward pass.", ge=1)
+    global_batch: int = _key(16, "Sequences per optimizer step; accumulation is derived.", ge=1)
+    learning_rate: float = _key(2e-4, "Peak learning rate.", gt=0, lt=10, allow_inf_nan=False)
+    optimizer: Literal["adamw", "sgd"] = _key("adamw", "Optimizer.")
+    weight_decay: float = _key(0.0, "Decoupled weight decay.", ge=0, lt=10, allow_inf_nan=False)
+    max_grad_norm: float = _key(1.0, "Clip the global gradient norm at this; 0 is no clipping.", ge=0, allow_inf_nan=False)
+    scheduler: Literal["cosine", "linear", "constant"] = _key("cosine", "Learning-rate schedule after the warmup.")
+    warmup_ratio: float | None = _key(None, "Share of the steps that warm up.", ge=0, lt=1)
+    warmup_steps: int | None = _key(None, "Steps that warm up.", ge=0)
+    max_steps: int | None = _key(None, "Optimizer steps in all.", ge=1)
+    epochs: float | None = _key(None, "Passes over the training rows, instead of max_steps.", gt=0, allow_inf_nan=False)
+    loss_on: Literal["assistant", "completion", "all"] = _key("assistant", "Tokens that count in the loss.")
+    packing: bool = _key(False, "Pack several rows into one sequence.")
+    gradient_checkpointing: bool = _key(True, "Recompute activations in the backward pass to save memory.")
+    save_every_steps: int | None = _key(20, "Steps between checkpoints; null: none but the final save.", ge=1)
+    eval_every_steps: int | None = _key(20, "Steps between evaluations; null: at the start and the end.", ge=1)
+    keep_last: int = _key(2, "Checkpoints to keep.", ge=1)
+    keep_best: str | None = _key("eval_loss", "Metric whose best checkpoint is kept too; null: none.")
+    seed: int = _key(42, "Seed of weights, order and dropout.", ge=0, lt=2**32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """How the ranks share the model."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    strategy: Strategy = _key("ddp", "How weights, gradients and optimizer states are spread over the ranks.")
+    offload: Literal["none", "optimizer", "all"] = _key("none", "What is kept in host memory.")
+    ds_config: str | None = _key(None, "A DeepSpeed JSON of your own to merge over.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What is asked of the cluster."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    nodes: int = _key(1, "Nodes.", ge=1, le=65536)
+    gpus_per_node: int | None = _key(None, "GPUs (on cpu: ranks) per node; default the profile's.", ge=1, le=64)
+    time: str = _key("1h", "Wall-time limit: 90s, 30m, 4h, 2-12:00:00.", pattern=DURATION_PATTERN)
+    partition: str | None = _key(None, "Slurm partition; default the profile's.")
+    account: str | None = _key(None, "Slurm account; default the profile's.")
+    qos: str | None = _key(None, "Slurm quality of service.")
+    constraint: str | None = _key(None, "Slurm node features.")
+    cpus_per_gpu: int | None = _key(None, "CPU cores per rank.", ge=1)
+    mem_gb: float | None = _key(None, "Host memory per node in GB.", gt=0, allow_inf_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Where metrics go beside the run's own ledger."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    wandb: Literal["online", "offline", "disabled"] = _key("offline", "Weights & Biases mode.")
+    project: str = _key("tuneyard", "W&B project.", min_length=1)
+    entity: str | None = _key(None, "W&B user or team.")
+    tags: list[str] = _key([], "W&B tags.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """One experiment as the user asked for it, defaults filled in, paths absolute."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    name: str = field(metadata={"description": "Name of the run.", "pattern": NAME_PATTERN})
+    stage: Stage = field(metadata={"description": "What the run does."})
+    cluster: str | None = _key(None, "Cluster profile; --cluster and TUNEYARD_CLUSTER come first.")
+    model: Model
+    data: Data
+    train: Train = _key(Train(), "Batch, optimizer, schedule, and when to save.")
+    parallel: Parallel = _key(Parallel(), "How the ranks share the model.")
+    resources: Resources = _key(Resources(), "What is asked of the cluster.")
+    tracking: Tracking = _key(Tracking(), "Where metrics go beside the run's own ledger.")
+    reward: dict[str, Any] = _key({}, "Settings of the reward stage.")
+    dpo: dict[str, Any] = _key({}, "Settings of the dpo stage.")
+    ppo: dict[str, Any] = _key({}, "Settings of the ppo stage.")
+    stages: dict[str, Any] = _key({}, "A pipeline: stage name -> the sections it changes.")
+    sweep: dict[str, Any] = _key({}, "A sweep: grid or zip of keys -> values.")
