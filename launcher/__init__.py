@@ -1,3 +1,3 @@
-"""tuneyard's login-node code: spec -> plan -> render -> submit -> observe -> collect; imports neither torch nor transformers."""
+"""The login node's code: spec -> plan -> render -> submit -> observe -> collect; no torch, no transformers."""
 
 __version__ = "0.1.0"

@@ -9,6 +9,8 @@ CLUSTER_NAME = "tuneyard"
 # RFC 1918, and rarely anybody's own network; `up` refuses when a route for it exists already.
 NETWORK = "10.213.0.0/24"
 HOST_ADDRESS = "10.213.0.1"
+# The controller's own name, on the host's end of the bridge: independent of what the machine is called.
+HEAD = "head"
 FIRST_NODE_ADDRESS = 10
 MAX_NODES = 16
 
@@ -94,18 +96,19 @@ class Layout:
         return self.folder / "spool"
 
 
-def render_slurm_conf(layout: Layout, num_nodes: int, host: str, memory_mb: int) -> str:
-    """slurm.conf; `host` is this machine's short name, `memory_mb` what one node may hand out."""
+def render_slurm_conf(layout: Layout, num_nodes: int, memory_mb: int) -> str:
+    """slurm.conf; `memory_mb` is what one node may hand out."""
     last = num_nodes - 1
     prefix, _, _ = HOST_ADDRESS.rpartition(".")
     addresses = f"{prefix}.[{FIRST_NODE_ADDRESS}-{FIRST_NODE_ADDRESS + last}]"
+    hardware = f"CPUs={CPUS_PER_NODE} RealMemory={memory_mb} Gres=gpu:{GPUS_PER_NODE}"
     return f"""\
 # Written by devcluster.py, removed by `devcluster.py down`. A development cluster: nothing here is safe for production.
 ClusterName={CLUSTER_NAME}
-SlurmctldHost={host}({HOST_ADDRESS})
+SlurmctldHost={HEAD}({HOST_ADDRESS})
 SlurmctldPort={SLURMCTLD_PORT}
 SlurmdPort={SLURMD_PORT}
-# slurmctld listens on the bridge only, not on the machine's real interfaces.
+# slurmctld listens on the bridge only, not on the machine's real interfaces: on what its own hostname resolves to.
 CommunicationParameters=NoCtldInAddrAny
 SlurmUser=root
 SlurmdUser=root
@@ -143,17 +146,19 @@ DefMemPerCPU={memory_mb // CPUS_PER_NODE}
 EnforcePartLimits=ALL
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-# Preemption sends SIGCONT and SIGTERM only; with this the job's own --signal comes instead.
+# Preemption sends the job's own --signal at once and SIGTERM after GraceTime; without it, SIGTERM at once.
 # (Slurm 22.05 reads the option here; a PreemptParameters line would be refused as unknown.)
 SlurmctldParameters=preempt_send_user_signal
 
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost={HOST_ADDRESS}
 AccountingStoragePort={SLURMDBD_PORT}
+# Towards slurmdbd the munge socket is named here; AuthInfo is not looked at.
+AccountingStoragePass={layout.munge_socket}
 AccountingStorageTRES=gres/gpu
 
 GresTypes=gpu
-NodeName=n[0-{last}] NodeAddr={addresses} CPUs={CPUS_PER_NODE} RealMemory={memory_mb} Gres=gpu:{GPUS_PER_NODE} State=UNKNOWN
+NodeName=n[0-{last}] NodeAddr={addresses} {hardware}
 # `scontrol update partitionname=low gracetime=0` makes preemption immediate until slurmctld restarts.
 PartitionName=DEFAULT Nodes=n[0-{last}] State=UP DefaultTime=01:00:00 MaxTime=1-00:00:00 PreemptMode=OFF
 PartitionName=main Default=YES PriorityTier=2
@@ -167,11 +172,11 @@ def render_gres_conf(layout: Layout) -> str:
     return f"Name=gpu File={layout.devices}/gpu[0-{GPUS_PER_NODE - 1}]\n"
 
 
-def render_slurmdbd_conf(layout: Layout, host: str) -> str:
+def render_slurmdbd_conf(layout: Layout) -> str:
     return f"""\
 AuthType=auth/munge
 AuthInfo=socket={layout.munge_socket}
-DbdHost={host}
+DbdHost={HEAD}
 DbdAddr={HOST_ADDRESS}
 DbdPort={SLURMDBD_PORT}
 SlurmUser=root
@@ -187,7 +192,7 @@ StorageLoc=slurm_acct_db
 def render_hosts_block(nodes: list[Node], folder: Path) -> str:
     """The lines for /etc/hosts, between markers that say whose they are."""
     lines = "".join(f"{node.address} {node.name}\n" for node in nodes)
-    return f"{HOSTS_BEGIN}{folder}\n{lines}{HOSTS_END}\n"
+    return f"{HOSTS_BEGIN}{folder}\n{HOST_ADDRESS} {HEAD}\n{lines}{HOSTS_END}\n"
 
 
 HOSTS_BEGIN = "# BEGIN tuneyard devcluster "

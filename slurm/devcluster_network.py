@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from devcluster_config import (
+    HEAD,
     HOST_ADDRESS,
     NETWORK,
     Layout,
@@ -15,7 +16,7 @@ from devcluster_config import (
     remove_hosts_block,
     render_hosts_block,
 )
-from devcluster_process import CommandFailed, run_command
+from devcluster_process import run_command
 
 HOSTS = Path("/etc/hosts")
 NETNS = Path("/run/netns")
@@ -47,7 +48,7 @@ def find_address_conflict() -> str | None:
 
 def find_name_conflict(nodes: list[Node]) -> str | None:
     """The line of /etc/hosts that already gives one of our names to another machine."""
-    names = {node.name for node in nodes}
+    names = {HEAD, *(node.name for node in nodes)}
     for line in remove_hosts_block(HOSTS.read_text(encoding="utf-8")).splitlines():
         if names & set(line.partition("#")[0].split()[1:]):
             return line
@@ -55,7 +56,7 @@ def find_name_conflict(nodes: list[Node]) -> str | None:
 
 
 def create_network(nodes: list[Node], layout: Layout) -> None:
-    """Bridge on the host; per node a network namespace with eth0, a UTS namespace, a line in /etc/hosts."""
+    """Bridge on the host; per node a network namespace with eth0; for all a UTS namespace and a hosts line."""
     prefix_length = NETWORK.partition("/")[2]
     host = [
         f"link add {BRIDGE} type bridge",
@@ -72,10 +73,11 @@ def create_network(nodes: list[Node], layout: Layout) -> None:
     for node in nodes:
         inside = f"link set lo up\naddr add {node.address}/{prefix_length} dev eth0\nlink set eth0 up\n"
         run_command(["ip", "-netns", node.namespace, "-batch", "-"], stdin=inside)
+    for name in (HEAD, *(node.name for node in nodes)):
         # A file that holds the namespace, as `ip netns` does for networks: slurmd can die and come back into it.
-        holder = layout.hostnames / node.name
+        holder = layout.hostnames / name
         holder.touch()
-        run_command(["unshare", f"--uts={holder}", "hostname", node.name])
+        run_command(["unshare", f"--uts={holder}", "hostname", name])
     clean = remove_hosts_block(HOSTS.read_text(encoding="utf-8"))
     if clean and not clean.endswith("\n"):
         clean += "\n"
@@ -84,8 +86,8 @@ def create_network(nodes: list[Node], layout: Layout) -> None:
 
 def remove_network(layout: Layout) -> None:
     """Take away what create_network made, however much of it there is."""
-    for holder in layout.hostnames.glob("n*"):
-        while holder.is_mount() or is_namespace_mount(holder):
+    for holder in layout.hostnames.glob("*"):
+        while is_namespace_mount(holder):
             run_command(["umount", str(holder)])
     for namespace in list_namespaces():
         run_command(["ip", "netns", "delete", namespace.name])
@@ -112,15 +114,3 @@ def find_owner() -> Path | None:
         return read_hosts_owner(HOSTS.read_text(encoding="utf-8"))
     except OSError:
         return None
-
-
-__all__ = [
-    "CommandFailed",
-    "check_namespaces",
-    "create_network",
-    "find_address_conflict",
-    "find_name_conflict",
-    "find_owner",
-    "list_namespaces",
-    "remove_network",
-]

@@ -41,22 +41,28 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path=SEARCH_PATH)
 
 
-def run_command(
-    argv: Sequence[str], *, env: dict[str, str] | None = None, stdin: str = "", timeout: float = 20
-) -> str:
+def run_command(argv: Sequence[str], *, env: dict[str, str] | None = None, stdin: str = "", timeout: float = 20) -> str:
     """Run to the end and return stdout; raises CommandFailed with the command's stderr."""
+    pipe = subprocess.PIPE
     try:
-        done = subprocess.run(
-            argv, input=stdin, env=env, cwd="/", timeout=timeout, capture_output=True, text=True, check=False
+        # A session of its own, so that an interrupted script (mariadb-install-db) ends with its children.
+        child = subprocess.Popen(
+            argv, stdin=pipe, stdout=pipe, stderr=pipe, env=env, cwd="/", text=True, start_new_session=True
         )
-    except subprocess.TimeoutExpired:
-        raise CommandFailed(f"{argv[0]}: no answer within {timeout:g} s") from None
     except OSError as error:
         raise CommandFailed(f"{argv[0]}: {error}") from None
-    if done.returncode != 0:
-        text = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
+    try:
+        output, errors = child.communicate(stdin, timeout=timeout)
+    except BaseException as error:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise CommandFailed(f"{argv[0]}: no answer within {timeout:g} s") from None
+        raise
+    if child.returncode != 0:
+        text = (errors or output).strip() or f"exit code {child.returncode}"
         raise CommandFailed(f"{' '.join(argv[:4])}: {text}")
-    return done.stdout
+    return output
 
 
 def start_daemon(daemon: Daemon, env: dict[str, str], output: Path) -> Process:

@@ -20,7 +20,7 @@ class Ending:
     """How an attempt ended; ``rank`` and ``node`` name the first that failed, ``log`` its last lines."""
 
     t: float
-    state: Literal["completed", "failed", "cancelled"]
+    state: Literal["completed", "failed", "cancelled", "interrupted"]
     exit_code: int
     reason: str
     rank: int | None = None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .spec import DURATION_PATTERN, FORBID_UNKNOWN, _key
+from .spec import DURATION_PATTERN, FORBID_UNKNOWN, SLURM_NAME_PATTERN, _key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +17,10 @@ class Cluster:
     accelerator: Literal["cuda", "cpu", "auto"] = _key("cuda", "What ranks run on; auto (local only): cuda if present.")
     gpu: str | None = _key(None, "Kind of GPU, such as h100-80gb.")
     gpus_per_node: int | None = _key(None, "GPUs a node has; on cpu, the default number of ranks per node.", ge=1)
+    cpus_per_node: int | None = _key(None, "CPU cores a node has; shared out evenly over its GPUs.", ge=1)
     nodes: int | None = _key(None, "Nodes the cluster has.", ge=1)
-    partition: str | None = _key(None, "Default partition.")
-    account: str | None = _key(None, "Default account.")
+    partition: str | None = _key(None, "Default partition.", pattern=SLURM_NAME_PATTERN)
+    account: str | None = _key(None, "Default account.", pattern=SLURM_NAME_PATTERN)
     max_time: str | None = _key(None, "Longest wall time allowed.", pattern=DURATION_PATTERN)
     python: str | None = _key(None, "Python interpreter on the nodes; default the one that runs the launcher.")
     container: list[str] = _key([], "Command prefix that enters a container.")

@@ -12,6 +12,9 @@ FORBID_UNKNOWN = {"extra": "forbid"}
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 DURATION_PATTERN = r"^(\d+(\.\d+)?[smhd]|(\d+-)?\d{1,3}:\d{2}:\d{2})$"
+SLURM_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._@+-]*(,[A-Za-z0-9][A-Za-z0-9._@+-]*)*$"
+"""Partitions, accounts and qualities of service: what can stand in an sbatch line and mean nothing else."""
+CONSTRAINT_PATTERN = r"^[A-Za-z0-9(\[][A-Za-z0-9._&|,*()\[\]-]*$"
 
 Stage = Literal["sft", "reward", "dpo", "ppo", "script", "prepare", "pretrain", "evaluate", "export"]
 Strategy = Literal["ddp", "fsdp", "zero2", "zero3"]
@@ -50,7 +53,9 @@ class Model:
     revision: str | None = _key(None, "Commit, tag or branch of a hub model.")
     quantization: Literal["nf4", "int8", "none"] = _key("nf4", "How the frozen base is stored.")
     dtype: DType = _key("bfloat16", "Dtype of the base's unquantized weights and of the computation.")
-    attn_implementation: str | None = _key(None, "Attention kernel by transformers' name (sdpa, flash_attention_2, ...).")
+    attn_implementation: str | None = _key(
+        None, "Attention kernel by transformers' name (sdpa, flash_attention_2, ...)."
+    )
     trust_remote_code: bool = _key(False, "Run code that comes with the model; needs a pinned revision.")
     adapter: Adapter | None = _key(Adapter(), "The adapter to train; null is full fine-tuning.")
 
@@ -84,7 +89,7 @@ class Train:
     learning_rate: float = _key(2e-4, "Peak learning rate.", gt=0, lt=10, allow_inf_nan=False)
     optimizer: Literal["adamw", "sgd"] = _key("adamw", "Optimizer.")
     weight_decay: float = _key(0.0, "Decoupled weight decay.", ge=0, lt=10, allow_inf_nan=False)
-    max_grad_norm: float = _key(1.0, "Clip the global gradient norm at this; 0 is no clipping.", ge=0, allow_inf_nan=False)
+    max_grad_norm: float = _key(1.0, "Clip the global gradient norm; 0: don't.", ge=0, allow_inf_nan=False)
     scheduler: Literal["cosine", "linear", "constant"] = _key("cosine", "Learning-rate schedule after the warmup.")
     warmup_ratio: float | None = _key(None, "Share of the steps that warm up.", ge=0, lt=1)
     warmup_steps: int | None = _key(None, "Steps that warm up.", ge=0)
@@ -120,10 +125,10 @@ class Resources:
     nodes: int = _key(1, "Nodes.", ge=1, le=65536)
     gpus_per_node: int | None = _key(None, "GPUs (on cpu: ranks) per node; default the profile's.", ge=1, le=64)
     time: str = _key("1h", "Wall-time limit: 90s, 30m, 4h, 2-12:00:00.", pattern=DURATION_PATTERN)
-    partition: str | None = _key(None, "Slurm partition; default the profile's.")
-    account: str | None = _key(None, "Slurm account; default the profile's.")
-    qos: str | None = _key(None, "Slurm quality of service.")
-    constraint: str | None = _key(None, "Slurm node features.")
+    partition: str | None = _key(None, "Slurm partition; default the profile's.", pattern=SLURM_NAME_PATTERN)
+    account: str | None = _key(None, "Slurm account; default the profile's.", pattern=SLURM_NAME_PATTERN)
+    qos: str | None = _key(None, "Slurm quality of service.", pattern=SLURM_NAME_PATTERN)
+    constraint: str | None = _key(None, "Slurm node features.", pattern=CONSTRAINT_PATTERN)
     cpus_per_gpu: int | None = _key(None, "CPU cores per rank.", ge=1)
     mem_gb: float | None = _key(None, "Host memory per node in GB.", gt=0, allow_inf_nan=False)
 

@@ -1,0 +1,49 @@
+# make install | demo | test | check | wheel | clean
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEBIAN_PACKAGES := slurm-wlm slurmdbd mariadb-server munge iproute2
+
+.PHONY: install demo test test-fast check format slurm-packages wheel clean
+
+install: $(INSTALLED)
+
+# One constraints file for everything, so that two installs are the same install.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tuneyard needs Python 3.11 or newer; name one with PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev]'
+	touch $@
+
+demo: install
+	$(BIN)/python examples/demo.py
+
+test: install slurm-packages
+	$(BIN)/python -m pytest
+
+# Without the tests that start ranks or Slurm.
+test-fast: install
+	$(BIN)/python -m pytest -m "not slurm and not ranks"
+
+check: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# The development cluster needs Slurm's own programs; as root on Debian or Ubuntu they are installed here.
+slurm-packages:
+	@if command -v slurmctld >/dev/null && command -v slurmdbd >/dev/null && command -v mariadbd >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get -q update >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $(DEBIAN_PACKAGES) >/dev/null; \
+	else echo "no Slurm here and not root on Debian: the tests on real Slurm will be skipped" >&2; fi
+
+wheel: install
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,119 @@
+"""Starts one rank: its numbers, the checks that the world is the plan's, then its stage.
+
+python -m jobs.rank RUN_DIR        (by srun, or by the supervisor on a local machine)
+"""
+
+import ctypes
+import importlib
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from jobs.context import RankContext
+from jobs.errors import JobError
+from launcher.contract.files import write_json
+from launcher.contract.paths import RunPaths
+from launcher.contract.plan import Plan
+
+STAGES = {"sft": "jobs.sft"}
+"""Stage -> the module whose ``main(context)`` runs it."""
+
+
+def main(run_dir: str) -> int:
+    """Run this rank's stage; returns the exit code."""
+    # Slurm signals every process of a step; the default action of these would kill the rank.
+    for name in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, signal.SIG_IGN)
+    _die_with_parent()
+    paths = RunPaths(Path(run_dir))
+    rank, attempt = int(os.environ.get("RANK") or os.environ["SLURM_PROCID"]), int(os.environ["TUNEYARD_ATTEMPT"])
+    try:
+        context = _context(paths, attempt)
+        context.beat(0, "import")
+        importlib.import_module(STAGES[context.plan.spec.stage]).main(context)
+        context.beat(_last_step(context), "done")
+    except BaseException as error:
+        _record(paths, attempt, rank, error)
+        return 1
+    return 0
+
+
+def _context(paths: RunPaths, attempt: int) -> RankContext:
+    """This rank's numbers, set for torch too.
+
+    Raises:
+        JobError: the number of ranks or nodes is not the plan's (srun forgotten, another allocation, other flags).
+    """
+    plan = Plan.load(paths.plan)
+    if plan.cluster.scheduler == "slurm":
+        # Read in the task itself: in the batch shell these would be rank 0's on every node.
+        numbers = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
+        os.environ.update({name: os.environ[source] for name, source in numbers.items()})
+        # SLURM_JOB_NUM_NODES is the job's; the step's own count tells whether srun spread the ranks.
+        num_nodes = int(os.environ["SLURM_STEP_NUM_NODES"])
+        if num_nodes != plan.topology.nodes:
+            raise JobError(f"the plan has {plan.topology.nodes} nodes, this step has {num_nodes}")
+    world_size = int(os.environ["WORLD_SIZE"])
+    if world_size != plan.topology.world_size:
+        raise JobError(
+            f"the plan has {plan.topology.world_size} ranks, {world_size} were started: "
+            "the step's flags differ from the plan's"
+        )
+    resume_from = os.environ.get("TUNEYARD_RESUME_FROM")
+    return RankContext(
+        paths=paths,
+        plan=plan,
+        attempt=attempt,
+        rank=int(os.environ["RANK"]),
+        local_rank=int(os.environ["LOCAL_RANK"]),
+        world_size=world_size,
+        node=socket.gethostname(),
+        resume_from=paths.root / resume_from if resume_from else None,
+    )
+
+
+def _die_with_parent() -> None:
+    """A local rank ends with its supervisor, even one that was killed; on Slurm the step does that."""
+    parent = os.environ.get("TUNEYARD_PARENT")
+    if parent is None:
+        return
+    pr_set_pdeathsig = 1  # prctl(2)
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != int(parent):  # it died before the call above
+        os._exit(1)
+
+
+def _last_step(context: RankContext) -> int:
+    from launcher.contract.heartbeat import read_heartbeats
+
+    return next((beat.step for beat in read_heartbeats(context.paths) if beat.rank == context.rank), 0)
+
+
+def _record(paths: RunPaths, attempt: int, rank: int, error: BaseException) -> None:
+    """Write down why this rank fails: for people to its log, for the supervisor to its error file."""
+    if isinstance(error, JobError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
+    value = {
+        "t": time.time(),
+        "rank": rank,
+        "node": socket.gethostname(),
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": traceback.format_exception(error),
+    }
+    write_json(paths.rank_error(attempt, rank), value)
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Interpreter teardown with live process groups and data-loader threads can hang, and everything that must
+    # survive is on disk by now.
+    os._exit(code)

@@ -1,0 +1,196 @@
+"""Starts the ranks of one attempt, by one srun or as local processes, and says how each of them ended."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import IO, Protocol
+
+from jobs.allocation import Allocation, read_environment
+from launcher.contract.attempt import Attempt
+from launcher.contract.paths import RunPaths
+from launcher.contract.plan import Plan
+
+STRAGGLER_SECONDS = 60
+"""How long the others may go on after one rank has ended with 0."""
+STOP_SECONDS = 5
+"""From SIGTERM to SIGKILL."""
+
+
+@dataclass(frozen=True)
+class RankExit:
+    """A rank's end as its starter saw it: ``code`` is the exit code, negative for a signal."""
+
+    t: float
+    rank: int
+    code: int
+
+
+class Ranks(Protocol):
+    """The ranks of one attempt."""
+
+    def poll(self) -> int | None:
+        """None while they run, else 0 or the code of the failure."""
+
+    def exits(self) -> list[RankExit]:
+        """The ends seen so far, in their order."""
+
+    def stop(self) -> None:
+        """End them: SIGTERM, then SIGKILL."""
+
+
+def start_ranks(paths: RunPaths, plan: Plan, attempt: Attempt, allocation: Allocation) -> Ranks:
+    """Start one process per rank: ``python -m jobs.rank RUN_DIR`` in the rendered environment."""
+    env = {
+        **os.environ,
+        **read_environment(paths.rank_env),
+        **{name: value for name, value in read_environment(paths.secrets).items() if name == "HF_TOKEN"},
+        "TUNEYARD_ATTEMPT": str(attempt.number),
+        "TUNEYARD_RESUME_FROM": attempt.resumed_from or "",
+        "MASTER_ADDR": allocation.nodes[0] if plan.cluster.scheduler == "slurm" else "127.0.0.1",
+        "MASTER_PORT": str(allocation.port),
+    }
+    command = [*plan.cluster.container, plan.cluster.python or sys.executable, "-m", "jobs.rank", str(paths.root)]
+    if plan.cluster.scheduler == "slurm":
+        return SrunRanks(_srun(paths, plan, attempt, command), env)
+    return LocalRanks(paths, plan, attempt, command, env)
+
+
+def _srun(paths: RunPaths, plan: Plan, attempt: Attempt, command: list[str]) -> list[str]:
+    topology = plan.topology
+    # A literal % in the run's path would be read as a pattern of srun's.
+    log = str(paths.rank_log(attempt.number, "\0", "\1")).replace("%", "%%").replace("\0", "%n").replace("\1", "%t")
+    arguments = [
+        "srun",
+        f"--nodes={topology.nodes}",
+        f"--ntasks={topology.world_size}",
+        f"--ntasks-per-node={topology.ranks_per_node}",
+        "--kill-on-bad-exit=1",
+        f"--wait={STRAGGLER_SECONDS}",
+        # sbatch's --export list is inherited through SLURM_EXPORT_ENV and would drop the rendered environment.
+        "--export=ALL",
+        f"--output={log}",
+        "--unbuffered",
+    ]
+    if plan.cluster.gres_devices:
+        # Not --gpus-per-task: it hides the peers' GPUs from a rank, which breaks NCCL's peer-to-peer transport.
+        arguments.append(f"--gpus-per-node={topology.ranks_per_node}")
+    if topology.cpus_per_rank is not None:
+        arguments.append(f"--cpus-per-task={topology.cpus_per_rank}")  # not inherited from sbatch since Slurm 22.05
+    return [*arguments, *plan.cluster.srun_args, *command]
+
+
+class SrunRanks:
+    """One srun; its messages name the tasks that ended badly."""
+
+    # "srun: error: n1: task 2: Killed", "srun: error: n0: tasks 0-1: Exited with exit code 1"
+    _MESSAGE = re.compile(r"^srun: error: \S+: tasks? (?P<tasks>[0-9,\-]+): (?P<what>.*)$")
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        self._exits: list[RankExit] = []
+        self._process = subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+        )
+        assert self._process.stderr is not None
+        self._reader = threading.Thread(target=self._read, args=(self._process.stderr,), daemon=True)
+        self._reader.start()
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            print(line, end="", flush=True)
+            match = self._MESSAGE.match(line)
+            if match:
+                code = _exit_code(match["what"])
+                self._exits += [RankExit(time.time(), rank, code) for rank in _expand_tasks(match["tasks"])]
+
+    def poll(self) -> int | None:
+        code = self._process.poll()
+        if code is not None:
+            self._reader.join(timeout=2)  # the last messages
+        return code
+
+    def exits(self) -> list[RankExit]:
+        return list(self._exits)
+
+    def stop(self) -> None:
+        # srun forwards SIGTERM to its tasks; a second one within a second makes it kill the step.
+        for name in (signal.SIGTERM, signal.SIGKILL):
+            if self._process.poll() is None:
+                self._process.send_signal(name)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(STOP_SECONDS)
+
+
+def _exit_code(what: str) -> int:
+    """srun's words for a task's end as an exit code, negative for a signal."""
+    if match := re.search(r"exit code (\d+)", what):
+        return int(match[1])
+    names = {"Killed": signal.SIGKILL, "Terminated": signal.SIGTERM, "Segmentation fault": signal.SIGSEGV}
+    names |= {"Aborted": signal.SIGABRT, "Bus error": signal.SIGBUS, "Out Of Memory": signal.SIGKILL}
+    return next((-number for name, number in names.items() if what.startswith(name)), 1)
+
+
+def _expand_tasks(text: str) -> list[int]:
+    """ "0,2-3" -> [0, 2, 3]."""
+    ranges = [part.split("-") for part in text.split(",") if part]
+    return [rank for ends in ranges for rank in range(int(ends[0]), int(ends[-1]) + 1)]
+
+
+class LocalRanks:
+    """One process per rank on this machine, with srun's rules: one bad exit ends all."""
+
+    def __init__(self, paths: RunPaths, plan: Plan, attempt: Attempt, command: list[str], env: dict[str, str]) -> None:
+        self._exits: list[RankExit] = []
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._stop_at: float | None = None
+        world_size = plan.topology.world_size
+        for rank in range(world_size):
+            numbers = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "TUNEYARD_PARENT": str(os.getpid()),
+            }
+            with paths.rank_log(attempt.number, 0, rank).open("ab") as log:
+                self._processes[rank] = subprocess.Popen(
+                    command,
+                    env={**env, **numbers},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # so that a rank's own children end with it
+                )
+
+    def poll(self) -> int | None:
+        ended = {end.rank for end in self._exits}
+        for rank, process in self._processes.items():
+            code = process.poll()
+            if code is not None and rank not in ended:
+                self._exits.append(RankExit(time.time(), rank, code))
+        if len(self._exits) == len(self._processes):
+            return next((end.code for end in self._exits if end.code != 0), 0)
+        if self._exits and self._stop_at is None:
+            is_bad = any(end.code != 0 for end in self._exits)
+            # The peers of a dead rank get a moment to write down what they saw.
+            self._stop_at = time.monotonic() + (2 if is_bad else STRAGGLER_SECONDS)
+        if self._stop_at is not None and time.monotonic() > self._stop_at:
+            self.stop()
+        return None
+
+    def exits(self) -> list[RankExit]:
+        return list(self._exits)
+
+    def stop(self) -> None:
+        for name in (signal.SIGTERM, signal.SIGKILL):
+            for process in self._processes.values():
+                if process.poll() is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, name)
+            deadline = time.monotonic() + STOP_SECONDS
+            while time.monotonic() < deadline and any(p.poll() is None for p in self._processes.values()):
+                time.sleep(0.05)

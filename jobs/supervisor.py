@@ -1,0 +1,178 @@
+"""Owns a run from inside its allocation: starts the ranks of one attempt, and turns what became of them into the
+record, the reason and the exit code.
+
+    python -m jobs.supervisor RUN_DIR
+
+On Slurm submitit calls :func:`run` in the batch step; locally the command above is started detached. Either way the
+same code runs; only who starts the ranks differs (``jobs.ranks``).
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from jobs.allocation import Allocation, find_allocation, read_environment, scheduler_restart_count
+from jobs.diagnose import explain
+from jobs.errors import JobError
+from jobs.exporter import Exporter
+from jobs.ranks import Ranks, start_ranks
+from launcher.contract.attempt import EXIT_FAILED, EXIT_OK, Attempt, Ending, read_attempts
+from launcher.contract.files import make_folder
+from launcher.contract.manifest import find_problems
+from launcher.contract.paths import RunPaths
+from launcher.contract.plan import Plan
+
+POLL_SECONDS = 0.2
+
+
+class _Terminated(Exception):
+    """SIGTERM or SIGINT came: scancel, preemption, the time limit, or ``tuneyard cancel``."""
+
+
+def run(run_dir: str) -> None:
+    """What submitit calls in the batch step. Leaves by ``sys.exit`` with the run's exit code, which submitit does
+    not catch, so the job's state in Slurm is the truth."""
+    sys.exit(supervise(RunPaths(Path(run_dir))))
+
+
+def supervise(paths: RunPaths) -> int:
+    """Run one attempt to its end; returns the exit code (0 completed, 1 failed)."""
+    if paths.completion.exists():
+        print(f"{paths.root.name} is complete already; nothing to do", flush=True)
+        return EXIT_OK
+    plan = Plan.load(paths.plan)
+    number = max((attempt.number for attempt in read_attempts(paths)), default=0) + 1
+    make_folder(paths.logs(number))
+    with _log_to(paths.supervisor_log(number)), _termination():
+        return _attempt(paths, plan, number)
+
+
+def _attempt(paths: RunPaths, plan: Plan, number: int) -> int:
+    attempt = Attempt(
+        number=number,
+        started=time.time(),
+        nodes=[],
+        slurm_job_id=os.environ.get("SLURM_JOB_ID") if plan.cluster.scheduler == "slurm" else None,
+        slurm_restart_count=scheduler_restart_count(),
+    )
+    attempt.save(paths)
+    exporter = Exporter(plan, paths)
+    try:
+        allocation = find_allocation(plan, number)
+        checkpoint = newest_checkpoint(paths)
+        attempt = replace(
+            attempt,
+            nodes=allocation.nodes,
+            resumed_from=None if checkpoint is None else checkpoint.relative_to(paths.root).as_posix(),
+        )
+        attempt.save(paths)
+        exporter.start(read_environment(paths.secrets))
+        ending = _run_ranks(paths, plan, attempt, allocation)
+    except _Terminated:
+        ending = _ending_by_signal(paths)
+    except JobError as error:
+        ending = Ending(t=time.time(), state="failed", exit_code=EXIT_FAILED, reason=str(error))
+    # From here on a second signal must not tear the record.
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
+    replace(attempt, ended=ending).save(paths)
+    print(f"attempt {number} {ending.state}: {ending.reason}", flush=True)
+    for line in ending.log:
+        print(f"  | {line}", flush=True)
+    exporter.finish()
+    if ending.state != "interrupted":  # Slurm may requeue an interrupted run, which then needs its tokens again
+        paths.secrets.unlink(missing_ok=True)
+    return ending.exit_code
+
+
+def newest_checkpoint(paths: RunPaths) -> Path | None:
+    """The checkpoint of the highest step whose files are as its manifest says."""
+    folders = sorted(paths.checkpoints.glob("a*/step-*"), key=lambda folder: (folder.name, folder.parent.name))
+    return next((folder for folder in reversed(folders) if not find_problems(folder)), None)
+
+
+def _run_ranks(paths: RunPaths, plan: Plan, attempt: Attempt, allocation: Allocation) -> Ending:
+    ranks = start_ranks(paths, plan, attempt, allocation)
+    print(f"attempt {attempt.number}: {plan.topology.world_size} ranks on {' '.join(allocation.nodes)}", flush=True)
+    try:
+        while ranks.poll() is None:
+            time.sleep(POLL_SECONDS)
+    except _Terminated:
+        ranks.stop()
+        raise
+    return _judge(paths, attempt, ranks)
+
+
+def _judge(paths: RunPaths, attempt: Attempt, ranks: Ranks) -> Ending:
+    """Completed means all ranks ended with 0 *and* the completion record is there; a rank that leaves early with 0
+    is a failure."""
+    if ranks.poll() == 0 and paths.completion.exists():
+        return Ending(t=time.time(), state="completed", exit_code=EXIT_OK, reason="all ranks finished")
+    first = explain(paths, attempt, ranks.exits())
+    return Ending(
+        t=time.time(),
+        state="failed",
+        exit_code=EXIT_FAILED,
+        reason=first.reason,
+        rank=first.rank,
+        node=first.node,
+        log=first.log,
+    )
+
+
+def _ending_by_signal(paths: RunPaths) -> Ending:
+    if paths.cancelled.exists():
+        return Ending(t=time.time(), state="cancelled", exit_code=EXIT_FAILED, reason="cancelled by the user")
+    return Ending(
+        t=time.time(),
+        state="interrupted",
+        exit_code=EXIT_FAILED,
+        reason="ended from outside (SIGTERM): cancelled in the scheduler, preempted, or over its time limit",
+    )
+
+
+@contextmanager
+def _termination() -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into an exception, over the handlers that submitit set: those would requeue."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    saved = {name: signal.signal(name, terminate) for name in (signal.SIGTERM, signal.SIGINT)}
+    # A warning for the ranks; Slurm sends it to every step, and submitit's handler would requeue the job.
+    saved[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for name, handler in saved.items():
+            signal.signal(name, handler)
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Send this process's stdout and stderr, and its children's, to ``path``."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, descriptor in zip((1, 2), saved, strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.close(log)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1])

@@ -1,0 +1,23 @@
+"""The command line: one small module per verb; errors become text and exit codes here and nowhere else."""
+
+import sys
+
+
+def main() -> None:
+    """Run ``tuneyard``; exits 0 ok, 1 run failed, 2 user error, 3 cluster error, 130 interrupted."""
+    from launcher.errors import TuneyardError
+
+    from .app import app
+
+    try:
+        app(prog_name="tuneyard")
+    except TuneyardError as error:
+        if "--traceback" in sys.argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `tuneyard status | head`
+        sys.stderr.close()
+        sys.exit(0)

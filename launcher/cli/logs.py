@@ -1,0 +1,48 @@
+"""tuneyard logs: what the supervisor or a rank wrote."""
+
+from typing import Annotated
+
+import typer
+
+from .options import RUNS, RunName, RunsFolder
+
+
+def logs(
+    run: RunName,
+    rank: Annotated[int | None, typer.Option("--rank", help="Global rank; without it the failing rank's.")] = None,
+    attempt: Annotated[int | None, typer.Option("--attempt", help="Attempt; default the last.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Print a log: the given rank's, else the first failing rank's, else the supervisor's."""
+    import sys
+    import time
+
+    from launcher.contract.attempt import read_attempts
+    from launcher.errors import UserError
+    from launcher.observe import find_run, read_status
+
+    paths = find_run(run, runs)
+    attempts = {item.number: item for item in read_attempts(paths)}
+    if not attempts:
+        raise UserError(f"{paths.root.name} has not started: no logs yet\nhint: tuneyard status {paths.root.name}")
+    number = attempt or max(attempts)
+    if number not in attempts:
+        raise UserError(f"no attempt {number}; there are {sorted(attempts)}")
+    ended = attempts[number].ended
+    wanted = rank if rank is not None else (ended.rank if ended else None)
+    folder = paths.logs(number)
+    found = [paths.supervisor_log(number)] if wanted is None else sorted(folder.glob(f"node*.rank{wanted}.log"))
+    if not found or not found[0].exists():
+        known = sorted(int(file.stem.rpartition("rank")[2]) for file in folder.glob("node*.rank*.log"))
+        raise UserError(f"no log of rank {wanted} in attempt {number}; there are ranks {known}")
+    print(f"==> {found[0]}", file=sys.stderr)
+    with found[0].open(encoding="utf-8", errors="replace") as stream:
+        while True:
+            for line in stream:
+                sys.stdout.write(line)
+            sys.stdout.flush()
+            if not follow or read_status(paths).state not in ("pending", "running", "unknown"):
+                sys.stdout.write(stream.read())
+                return
+            time.sleep(1)

@@ -1,0 +1,49 @@
+"""Puts plans and states into plain text: the answer first, numbers with units and their arithmetic."""
+
+from launcher.contract.paths import RunPaths
+from launcher.contract.plan import Plan
+from launcher.observe.status import Status
+
+
+def show_plan(plan: Plan, paths: RunPaths) -> str:
+    """The plan as lines of text."""
+    spec, topology, batch = plan.spec, plan.topology, plan.batch
+    unit = "GPUs" if plan.cluster.accelerator == "cuda" else "CPU ranks"
+    steps = f"{spec.train.max_steps} steps" if spec.train.max_steps else f"{spec.train.epochs:g} epochs"
+    adapter = spec.model.adapter
+    trained = "all weights" if adapter is None else f"{adapter.kind} r={adapter.r} on {adapter.target_modules}"
+    rows = [
+        ("run", plan.run_id),
+        ("stage", f"{spec.stage}: {spec.model.base}, {spec.model.quantization} base, {trained}"),
+        ("cluster", f"{plan.cluster.name} ({plan.cluster.scheduler})"),
+        (
+            "ranks",
+            f"{topology.nodes} nodes x {topology.ranks_per_node} {unit} = {topology.world_size}, "
+            f"strategy {spec.parallel.strategy}",
+        ),
+        (
+            "batch",
+            f"{batch.micro} micro x {batch.accumulation} accumulation x {topology.world_size} ranks = "
+            f"{batch.global_batch} sequences per step, at most {spec.data.max_length} tokens each",
+        ),
+        ("length", steps),
+        (
+            "time",
+            f"at most {topology.time_minutes} min x {topology.world_size} = {plan.gpu_hours:g} "
+            f"{'GPU' if unit == 'GPUs' else 'rank'}-hours",
+        ),
+        ("files", str(paths.root)),
+    ]
+    lines = [f"{name:<8} {value}" for name, value in rows]
+    lines += [f"warning: {note.key}: {note.message}\n  hint: {note.remedy}" for note in plan.warnings]
+    return "\n".join(lines)
+
+
+def show_status(status: Status) -> str:
+    """One run as lines of text."""
+    steps = f"{status.step}/{status.max_steps}" if status.max_steps else str(status.step)
+    job = f"job {status.job_id} on {status.cluster}" if status.job_id else status.cluster
+    lines = [f"{status.run_id}  {status.state}  step {steps}  attempt {status.attempt}  {job}"]
+    if status.reason:
+        lines.append(f"  reason: {status.reason}")
+    return "\n".join(lines)

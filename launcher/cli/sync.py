@@ -1,0 +1,15 @@
+"""tuneyard sync: make W&B equal to the ledger."""
+
+from .options import RUNS, AsJson, RunName, RunsFolder
+
+
+def sync(run: RunName, as_json: AsJson = False, runs: RunsFolder = RUNS) -> None:
+    """Check that W&B's rows equal the ledger's, add those that are missing, and upload where there is an account."""
+    import dataclasses
+    import json
+
+    from launcher.collect.wandb_sync import sync as sync_run
+    from launcher.observe import find_run
+
+    result = sync_run(find_run(run, runs))
+    print(json.dumps(dataclasses.asdict(result), indent=2) if as_json else str(result))

@@ -1,0 +1,57 @@
+"""Follows a run to its end on the terminal."""
+
+import sys
+import time
+
+from launcher.contract.attempt import read_attempts
+from launcher.contract.ledger import merge_metrics, read_run
+from launcher.contract.paths import RunPaths
+from launcher.observe import read_status
+
+FILE_SECONDS = 1.0
+"""Between two looks at the run's own files; the scheduler is asked no more often than the profile's poll_seconds."""
+
+
+def wait_for(paths: RunPaths, poll_seconds: float) -> int:
+    """Print progress to stderr until the run has ended; returns its exit code, 130 for Ctrl-C."""
+    shown, last_line = -1, ""
+    next_question = 0.0
+    try:
+        while True:
+            shown = _show_metrics(paths, shown)
+            if time.monotonic() >= next_question or paths.completion.exists():
+                status = read_status(paths)
+                line = f"{status.state}" + (f": {status.reason}" if status.reason else "")
+                if line != last_line:
+                    print(line, file=sys.stderr)
+                    last_line = line
+                if status.state not in ("pending", "running", "unknown"):
+                    _show_metrics(paths, shown)
+                    return _end(paths, status.state)
+                next_question = time.monotonic() + poll_seconds
+            time.sleep(FILE_SECONDS)
+    except KeyboardInterrupt:
+        print(f"\nthe run goes on; follow it with: tuneyard status {paths.root.name}", file=sys.stderr)
+        return 130
+
+
+def _show_metrics(paths: RunPaths, shown: int) -> int:
+    for row in merge_metrics(read_run(paths)):
+        if row["step"] > shown:
+            names = ("loss", "eval_loss", "grad_norm", "learning_rate", "tokens_per_s")
+            values = "  ".join(f"{name} {row[name]:.4g}" for name in names if name in row)
+            print(f"step {row['step']:>5}  {values}", file=sys.stderr)
+            shown = row["step"]
+    return shown
+
+
+def _end(paths: RunPaths, state: str) -> int:
+    attempts = read_attempts(paths)
+    ending = attempts[-1].ended if attempts else None
+    if state == "completed":
+        print(f"final: {paths.final}", file=sys.stderr)
+        return 0
+    for line in ending.log if ending else []:
+        print(f"  | {line}", file=sys.stderr)
+    print(f"logs: tuneyard logs {paths.root.name}", file=sys.stderr)
+    return 1

@@ -1,0 +1,98 @@
+"""Joins what the scheduler says with the run's own files into one state, step and reason."""
+
+from dataclasses import dataclass
+
+from launcher.contract.attempt import Attempt, read_attempts
+from launcher.contract.heartbeat import read_heartbeats
+from launcher.contract.paths import RunPaths
+from launcher.contract.plan import Plan
+from launcher.contract.process import is_running
+from launcher.submit import Submission, read_submission
+from launcher.submit.slurm import scheduler_environment
+
+from .slurm import ENDINGS, STATES, JobView, ask_jobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """``state`` is pending, running, completed, failed, cancelled or unknown; ``step`` the last finished step."""
+
+    run_id: str
+    run_dir: str
+    stage: str
+    state: str
+    step: int
+    max_steps: int | None
+    attempt: int
+    reason: str | None
+    cluster: str
+    job_id: str | None
+
+
+def read_status(paths: RunPaths) -> Status:
+    """The state of one run; asks Slurm at most twice."""
+    plan = Plan.load(paths.plan)
+    submission = read_submission(paths)
+    attempts = read_attempts(paths)
+    job = None
+    if submission is not None and submission.job_id is not None and not paths.completion.exists():
+        job = ask_jobs([submission.job_id], scheduler_environment(plan.cluster.slurm_conf)).get(submission.job_id)
+    state, reason = decide(
+        is_complete=paths.completion.exists(),
+        is_cancelled=paths.cancelled.exists(),
+        submission=submission,
+        last=attempts[-1] if attempts else None,
+        job=job,
+    )
+    beats = [beat.step for beat in read_heartbeats(paths)]
+    return Status(
+        run_id=plan.run_id,
+        run_dir=str(paths.root),
+        stage=plan.spec.stage,
+        state=state,
+        step=max(beats, default=0),
+        max_steps=plan.spec.train.max_steps,
+        attempt=attempts[-1].number if attempts else 0,
+        reason=reason,
+        cluster=plan.cluster.name,
+        job_id=submission.job_id if submission else None,
+    )
+
+
+def decide(
+    *, is_complete: bool, is_cancelled: bool, submission: Submission | None, last: Attempt | None, job: JobView | None
+) -> tuple[str, str | None]:
+    """State and reason. The completion record outranks all; then the scheduler on whether the job lives, and the
+    attempt's own record on why it ended."""
+    if is_complete:
+        return "completed", None
+    if submission is None:
+        return "pending", "planned, not submitted"
+    if submission.scheduler == "local":
+        if submission.pid is None:
+            return "pending", "being submitted"
+        if is_running(submission.pid, submission.pid_start):
+            return "running", None
+        return _ended(last, is_cancelled, "the supervisor is gone without a record: killed, or the machine restarted")
+    if submission.job_id is None:
+        return "unknown", "the launcher stopped between claiming the run and recording its job id"
+    if job is None:
+        return "unknown", f"Slurm has no answer about job {submission.job_id}"
+    state = STATES.get(job.state, "unknown")
+    if state in ("pending", "running"):
+        return state, job.reason
+    if state == "cancelled":
+        return "cancelled", "cancelled by the user" if is_cancelled else "cancelled in Slurm"
+    if state == "unknown":
+        return "unknown", f"Slurm says {job.state}"
+    if job.state in ENDINGS:
+        return "failed", ENDINGS[job.state]
+    return _ended(last, is_cancelled, f"Slurm says {job.state}, and the job left no record; see logs/batch-*.log")
+
+
+def _ended(last: Attempt | None, is_cancelled: bool, otherwise: str) -> tuple[str, str | None]:
+    if last is not None and last.ended is not None:
+        if last.ended.state == "cancelled":
+            return "cancelled", last.ended.reason
+        return "failed", last.ended.reason
+    return ("cancelled", "cancelled by the user") if is_cancelled else ("failed", otherwise)

@@ -1,0 +1,29 @@
+"""Names a run by what it is: the same request has the same id until it is submitted."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+from launcher.contract.cluster import Cluster
+from launcher.contract.spec import Spec
+from launcher.contract.values import to_value
+
+
+def digest_request(spec: Spec, cluster: Cluster, version: str) -> str:
+    """Six hexadecimal digits over the spec, the resolved cluster profile and tuneyard's version."""
+    value: dict[str, Any] = {"spec": to_value(spec), "cluster": to_value(cluster), "tuneyard": version}
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:6]
+
+
+def name_run(name: str, digest: str, is_taken: Callable[[str], bool]) -> str:
+    """``NAME-DIGEST``, then ``NAME-DIGEST-2`` ... for the first that is not taken (submitted already).
+
+    So `plan` and the `submit` after it speak of the same run, which makes the preview exact, and planning again
+    leaves no second directory behind.
+    """
+    candidate, number = f"{name}-{digest}", 1
+    while is_taken(candidate):
+        number += 1
+        candidate = f"{name}-{digest}-{number}"
+    return candidate

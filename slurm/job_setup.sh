@@ -1,0 +1,6 @@
+# The job imports the snapshot that was taken when it was submitted, whatever happens to the checkout;
+# a jobs/ folder in the working directory must not shadow it.
+export PYTHONPATH=$code
+export PYTHONSAFEPATH=1
+export PYTHONUNBUFFERED=1
+cd $root

@@ -1,0 +1,85 @@
+"""One state out of the scheduler's word and the run's files."""
+
+import dataclasses
+import os
+
+import pytest
+
+from launcher.contract.attempt import Attempt, Ending
+from launcher.contract.process import is_running, process_start
+from launcher.observe.slurm import STATES, JobView, parse_sacct, parse_squeue
+from launcher.observe.status import decide
+from launcher.submit import Submission
+
+SLURM = Submission(t=1.0, run_id="r", run_dir="/r", cluster="c", scheduler="slurm", job_id="7")
+FAILED = Attempt(
+    number=1,
+    started=1.0,
+    nodes=["n0"],
+    ended=Ending(t=2.0, state="failed", exit_code=1, reason="rank 1 on n0: ValueError: x"),
+)
+
+
+def _decide(**changes: object) -> tuple[str, str | None]:
+    given = {"is_complete": False, "is_cancelled": False, "submission": SLURM, "last": None, "job": None}
+    return decide(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def test_silence_of_the_scheduler_is_unknown_never_an_end() -> None:
+    state, reason = _decide(last=FAILED)
+    assert state == "unknown"
+    assert "7" in str(reason)
+
+
+def test_the_completion_record_outranks_the_scheduler() -> None:
+    assert _decide(is_complete=True, job=JobView("FAILED", None))[0] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        (JobView("PENDING", "Resources"), ("pending", "Resources")),
+        (JobView("RUNNING", None), ("running", None)),
+        (JobView("FAILED", "NonZeroExitCode"), ("failed", "rank 1 on n0: ValueError: x")),
+        (JobView("CANCELLED", None), ("cancelled", "cancelled in Slurm")),
+    ],
+)
+def test_slurm_says_whether_it_lives_and_the_attempt_says_why_it_ended(
+    view: JobView, expected: tuple[str, str | None]
+) -> None:
+    assert _decide(job=view, last=FAILED) == expected
+
+
+def test_a_job_that_slurm_calls_completed_without_a_completion_record_failed() -> None:
+    state, reason = _decide(job=JobView("COMPLETED", None))
+    assert state == "failed"
+    assert "no record" in str(reason)
+
+
+def test_time_limit_has_a_remedy() -> None:
+    state, reason = _decide(job=JobView("TIMEOUT", None), last=FAILED)
+    assert state == "failed"
+    assert "resources.time" in str(reason)
+
+
+def test_a_state_nobody_knows_is_unknown() -> None:
+    assert "PONDERING" not in STATES
+    assert _decide(job=JobView("PONDERING", None))[0] == "unknown"
+
+
+def test_a_pid_that_was_given_to_another_process_is_not_the_run() -> None:
+    start = process_start(os.getpid())
+    assert start is not None
+    assert is_running(os.getpid(), start)
+    assert not is_running(os.getpid(), start - 1)
+    local = dataclasses.replace(SLURM, scheduler="local", job_id=None, pid=os.getpid(), pid_start=start - 1)
+    assert _decide(submission=local)[0] == "failed"
+
+
+def test_slurm_text_becomes_values() -> None:
+    assert parse_squeue("7|PENDING|Resources\n8|RUNNING|None\n") == {
+        "7": JobView("PENDING", "Resources"),
+        "8": JobView("RUNNING", None),
+    }
+    # sacct lists a requeued job's earlier lives first, and says who cancelled.
+    assert parse_sacct("7|NODE_FAIL|None\n7|CANCELLED by 0|None\n") == {"7": JobView("CANCELLED", None)}
