@@ -1,24 +1,51 @@
 """Keeps the W&B exporter beside the ranks: starts it, ends it within a limit, never waits on it in between."""
 
+import contextlib
+import os
+import signal
 import subprocess
+import sys
 
+from launcher.contract.files import make_folder
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 
-FINISH_SECONDS = 60
+END_SECONDS = 60
+"""The exporter's own limit for its end; ``tuneyard sync`` finishes what does not fit."""
+GRACE_SECONDS = 5
 
 
 class Exporter:
     """The exporter process of one supervisor; a W&B that is slow, broken or killed never reaches the ranks."""
 
     def __init__(self, plan: Plan, paths: RunPaths) -> None:
-        self._plan, self._paths = plan, paths
+        self._is_wanted = plan.spec.tracking.wandb != "disabled"
+        self._python = plan.cluster.python or sys.executable
+        self._paths = paths
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, secrets: dict[str, str]) -> None:
-        if self._plan.spec.tracking.wandb == "disabled":
+        """Start it with the caller's environment and ``secrets`` (WANDB_API_KEY where tracking is online)."""
+        if not self._is_wanted:
             return
-        self._process = None
+        make_folder(self._paths.wandb)
+        self._paths.wandb_end.unlink(missing_ok=True)
+        self._process = subprocess.Popen(
+            [self._python, "-m", "launcher.collect.exporter", str(self._paths.root), str(END_SECONDS)],
+            env={**os.environ, **secrets},
+            stdin=subprocess.DEVNULL,
+        )
 
     def finish(self) -> None:
-        pass
+        """Say that the run has ended and wait for the exporter's end, at most END_SECONDS + GRACE_SECONDS."""
+        if self._process is None:
+            return
+        self._paths.wandb_end.touch(mode=0o600)
+        try:
+            code = self._process.wait(END_SECONDS + GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            code = 1
+        if code != 0:
+            print("W&B is behind the ledger; `tuneyard sync` brings it up to date", flush=True)

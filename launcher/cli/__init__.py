@@ -5,7 +5,7 @@ import sys
 
 def main() -> None:
     """Run ``tuneyard``; exits 0 ok, 1 run failed, 2 user error, 3 cluster error, 130 interrupted."""
-    from launcher.errors import TuneyardError
+    from launcher.errors import SpecError, TuneyardError
 
     from .app import app
 
@@ -14,7 +14,11 @@ def main() -> None:
     except TuneyardError as error:
         if "--traceback" in sys.argv:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        # A spec's problems begin with their place, file:line:col, as editors and compilers want it.
+        head = "" if isinstance(error, SpecError) else "error: "
+        print(f"{head}{error}", file=sys.stderr)
+        if isinstance(error, SpecError):
+            print(f"problems: {len(error.problems)}; nothing was submitted", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

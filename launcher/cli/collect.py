@@ -7,7 +7,8 @@ def collect(run: RunName, as_json: AsJson = False, runs: RunsFolder = RUNS) -> N
     """Write summary.json from the ledger and the checkpoints, and show it."""
     import json
 
-    from launcher.collect.summary import format_summary, summarize
+    from launcher.collect.summary import summarize
+    from launcher.collect.terminal import format_summary
     from launcher.observe import find_run
 
     summary = summarize(find_run(run, runs))

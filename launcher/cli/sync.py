@@ -8,8 +8,9 @@ def sync(run: RunName, as_json: AsJson = False, runs: RunsFolder = RUNS) -> None
     import dataclasses
     import json
 
-    from launcher.collect.wandb_sync import sync as sync_run
+    from launcher.collect.sync import format_sync
+    from launcher.collect.sync import sync as sync_run
     from launcher.observe import find_run
 
     result = sync_run(find_run(run, runs))
-    print(json.dumps(dataclasses.asdict(result), indent=2) if as_json else str(result))
+    print(json.dumps(dataclasses.asdict(result), indent=2) if as_json else format_sync(result))

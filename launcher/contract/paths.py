@@ -125,6 +125,11 @@ class RunPaths:
         return self.root / "wandb"
 
     @property
+    def wandb_end(self) -> Path:
+        """Created by the supervisor when the run has ended: the exporter finishes."""
+        return self.wandb / "end"
+
+    @property
     def secrets(self) -> Path:
         """0600, beside the run directories and not in one: a copied run carries none. Removed when the run ends."""
         return self.root.parent / ".secrets" / f"{self.root.name}.env"

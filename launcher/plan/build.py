@@ -71,7 +71,7 @@ def _cluster_problems(loaded: LoadedSpec, cluster: Cluster, topology: Topology) 
             f"the profile {cluster.name} runs on this machine alone, {topology.nodes} nodes were asked for",
             "add resources.nodes=1, or name a Slurm profile with --cluster",
         )
-    if cluster.nodes is not None and topology.nodes > cluster.nodes:
+    elif cluster.nodes is not None and topology.nodes > cluster.nodes:
         report(
             "resources.nodes",
             f"{topology.nodes} nodes were asked for, {cluster.name} has {cluster.nodes}",

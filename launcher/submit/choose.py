@@ -16,7 +16,7 @@ def choose_cluster(option: str | None, in_spec: str | None) -> Cluster:
     """
     name = option or os.environ.get("TUNEYARD_CLUSTER") or in_spec
     if name is None and shutil.which("sbatch"):
-        known = "\n".join(f"  {entry.name:<14} {entry.scheduler}" for entry in list_clusters())
+        known = "\n".join(f"  {entry.name:<14} {entry.scheduler or 'broken'}" for entry in list_clusters())
         raise UserError(
             "this machine has sbatch, so it may be a login node, and no cluster profile is named; nothing was run\n"
             f"profiles here:\n{known}\n"

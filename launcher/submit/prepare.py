@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import launcher
-from launcher.cluster import detect_accelerator
 from launcher.contract.cluster import Cluster
 from launcher.contract.files import make_folder, write_json, write_text
 from launcher.contract.paths import RunPaths
@@ -61,13 +60,8 @@ def prepare(spec_path: Path, overrides: Sequence[str], *, cluster: str | None, r
 
 
 def resolve_cluster(profile: Cluster) -> Cluster:
-    """Fill in what the machine at hand decides: the interpreter, and for ``auto`` the accelerator."""
+    """Fill in what the machine at hand decides: the interpreter, and for a local run the cores."""
     profile = dataclasses.replace(profile, python=profile.python or sys.executable)
     if profile.scheduler == "local":
         profile = dataclasses.replace(profile, cpus_per_node=profile.cpus_per_node or len(os.sched_getaffinity(0)))
-    if profile.accelerator != "auto":
-        return profile
-    accelerator, count = detect_accelerator()
-    return dataclasses.replace(
-        profile, accelerator=accelerator, gpus_per_node=profile.gpus_per_node or (count if count else 1)
-    )
+    return profile

@@ -8,16 +8,7 @@ import pytest
 from launcher.errors import SpecError
 from launcher.spec import LoadedSpec, load_spec
 
-VALID = """\
-name: sft-demo
-stage: sft
-model:
-  base: builtin:tiny
-data:
-  train: rows.json
-train:
-  max_steps: 60
-"""
+from .texts import VALID
 
 Load = Callable[..., LoadedSpec]
 

@@ -3,7 +3,8 @@
 from textwrap import dedent
 
 import pytest
-from spec_text import VALID, edit
+
+from .texts import VALID, edit
 
 EVERYTHING = """\
 name: "a b"
@@ -170,7 +171,7 @@ def test_an_unknown_key_hints_at_the_one_that_was_meant(problems, line, hint):
         ("resources.time", "0m", "a duration of nothing, which Slurm takes for no limit"),
         ("resources.time", "900d", "longer than 366 days"),
         ("resources.partition", '"main\\n#SBATCH --x"', 'got text "main?#SBATCH --x"'),
-        ("name", '"x\\n#SBATCH --x"', 'expected 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit; got'),
+        ("name", '"x\\n#SBATCH --x"', "expected 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit; got"),
         ("name", "../x", "expected 1 to 64 of A-Z"),
         ("name", "-x", "expected 1 to 64 of A-Z"),
         ("name", "a/b", "expected 1 to 64 of A-Z"),

@@ -1,0 +1,104 @@
+"""Publishes checkpoints: complete by manifest with one rename, the last few and the best kept."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from launcher.contract.files import read_json
+from launcher.contract.manifest import MANIFEST, publish
+from launcher.contract.paths import RunPaths
+
+from .progress import Progress
+
+WRITING = ".writing"
+"""Beside the published checkpoints of the attempt: what is being written, or was when the attempt died."""
+VISIBLE_SECONDS = 60.0
+"""How long another node's files may stay invisible: NFS caches a folder's entries for up to acdirmax, 60 s."""
+
+
+def writing_folder(paths: RunPaths, attempt: int) -> Path:
+    """Where the Trainer of this attempt writes."""
+    return paths.checkpoint(attempt, 0).parent / WRITING
+
+
+def save(trainer: Any, progress: Progress, write: Callable[[], Path]) -> None:
+    """Call ``write`` on every rank (it returns the folder that it wrote), then publish from rank 0.
+
+    Collective: the manifest is made only when all ranks' parts are there, and no rank goes on before it is published.
+    """
+    from accelerate.utils import gather_object
+
+    context, step = progress.context, trainer.state.global_step
+    progress.beat("save", now=True)
+    started = time.perf_counter()
+    folder = write()
+    # Also the barrier: each rank names the files that it sees when it is done writing, its own among them.
+    names = gather_object(sorted(os.listdir(folder)) if folder.is_dir() else [])
+    if context.is_main:
+        _await_files(folder, set(names))
+        target = context.paths.checkpoint(context.attempt, step)
+        metrics = progress.metrics_at(step)
+        publish(
+            folder,
+            target,
+            step=step,
+            attempt=context.attempt,
+            world_size=context.world_size,
+            strategy=context.plan.spec.parallel.strategy,
+            data_position=step * context.plan.batch.global_batch,
+            metrics=metrics,
+        )
+        train = context.plan.spec.train
+        removed = prune(context.paths, train.keep_last, train.keep_best)
+        if progress.ledger is not None:
+            seconds = round(time.perf_counter() - started, 3)
+            path = target.relative_to(context.paths.root).as_posix()
+            gone = [folder.relative_to(context.paths.root).as_posix() for folder in removed]
+            progress.ledger.event("checkpoint", step=step, path=path, seconds=seconds, removed=gone, **metrics)
+    trainer.accelerator.wait_for_everyone()
+
+
+def prune(paths: RunPaths, keep_last: int, keep_best: str | None) -> list[Path]:
+    """Remove all published checkpoints but the newest ``keep_last`` and the best; returns what was removed.
+
+    Newest is by attempt, then step: a later attempt may have gone back to an earlier step.
+    """
+    published = sorted(path for path in paths.checkpoints.glob("a*/step-*") if (path / MANIFEST).is_file())
+    kept = set(published[-keep_last:])
+    best = find_best(published, keep_best)
+    if best is not None:
+        kept.add(best)
+    removed = [path for path in published if path not in kept]
+    for path in removed:
+        # The manifest goes first: a removal that is cut off leaves no folder that calls itself complete.
+        (path / MANIFEST).unlink()
+        shutil.rmtree(path, ignore_errors=True)
+    return removed
+
+
+def find_best(published: list[Path], metric: str | None) -> Path | None:
+    """The checkpoint whose manifest has the best ``metric``: the lowest loss, the highest of anything else."""
+    if metric is None:
+        return None
+    values = {path: read_json(path / MANIFEST)["metrics"].get(metric) for path in published}
+    known = {path: value for path, value in values.items() if value is not None}
+    if not known:
+        return None
+    choose = min if metric.endswith(("loss", "perplexity")) else max
+    return choose(known, key=lambda path: known[path])
+
+
+def _await_files(folder: Path, names: set[str]) -> None:
+    """Wait until this node sees every file that some rank sees.
+
+    Raises:
+        TimeoutError: it does not; nothing is published.
+    """
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while missing := names - set(os.listdir(folder)):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{folder}: files of other nodes do not show up here: {', '.join(sorted(missing))}")
+        time.sleep(0.2)

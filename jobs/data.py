@@ -1,0 +1,202 @@
+"""Makes the token rows of a run: read, check, render, tokenize, truncate, split off the evaluation."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+
+from launcher.contract.spec import Data
+
+from .errors import JobError
+from .formats import COLUMNS, Conversation, RowError, make_example
+from .masking import IGNORED, Rendered, encode, render
+from .rows import Row, read_rows
+
+CHUNK = 1000
+"""Rows that are rendered before one call of the tokenizer: bounds memory, and lets its threads work."""
+SHOWN = 10
+"""Bad rows that an error names."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be learned from, and why."""
+
+    file: str
+    row: int
+    column: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, row {self.row}: {self.column}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Sequences ready for the model: ``ids[i]`` and ``labels[i]`` have equal length, at most ``max_length``."""
+
+    ids: list[list[int]] = field(default_factory=list)
+    labels: list[list[int]] = field(default_factory=list)
+    num_truncated: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> NDArray[numpy.int64]:
+        """Tokens of each sequence: int64, shape (rows,)."""
+        return numpy.array([len(ids) for ids in self.ids], dtype=numpy.int64)
+
+    @property
+    def num_loss_tokens(self) -> int:
+        return sum(label != IGNORED for labels in self.labels for label in labels)
+
+    def select(self, indices: list[int]) -> "TokenRows":
+        return TokenRows([self.ids[index] for index in indices], [self.labels[index] for index in indices])
+
+    def examples(self, indices: list[int]) -> list[dict[str, list[int]]]:
+        """Rows as a collator takes them."""
+        return [{"input_ids": self.ids[index], "labels": self.labels[index]} for index in indices]
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What a run trains on and is evaluated on; ``skipped`` are the bad rows of both."""
+
+    train: TokenRows
+    eval: TokenRows | None
+    skipped: list[BadRow]
+    num_eval_rows_in_train: int
+    """Evaluation rows that are also trained on: only where the evaluation is a file of its own."""
+
+
+def prepare_data(data: Data, loss_on: str, seed: int, tokenizer: Any) -> PreparedData:
+    """Token rows of the train and eval sources.
+
+    Raises:
+        JobError: a source cannot be read, rows are bad (and ``on_bad_row`` is ``fail``), or too few are left.
+    """
+    check_columns(data)
+    train_rows = read_rows(data.train)
+    if not train_rows:
+        raise JobError(f"data.train: {data.train} has no rows")
+    train, bad = _tokenize(train_rows, data, loss_on, tokenizer)
+    _check_bad(bad, len(train_rows), len(train), "data.train", data.on_bad_row)
+    if data.eval is None:
+        return PreparedData(train, None, bad, 0)
+    if isinstance(data.eval, str):
+        eval_rows = read_rows(data.eval, ("validation", "test", "train"))
+        held_out, bad_eval = _tokenize(eval_rows, data, loss_on, tokenizer)
+        _check_bad(bad_eval, len(eval_rows), len(held_out), "data.eval", data.on_bad_row)
+        seen = {tuple(ids) for ids in train.ids}
+        return PreparedData(train, held_out, bad + bad_eval, sum(tuple(ids) in seen for ids in held_out.ids))
+    train, held_out = split(train, data.eval, seed)
+    return PreparedData(train, held_out, bad, 0)
+
+
+def check_columns(data: Data) -> None:
+    """Refuse formats that this stage does not read, and renames of columns that the format does not have."""
+    if data.format not in COLUMNS:
+        raise JobError(f"data.format: {data.format} is not for this stage; it reads {', '.join(COLUMNS)}")
+    unknown = sorted(set(data.columns) - set(COLUMNS[data.format]))
+    if unknown:
+        known = ", ".join(COLUMNS[data.format])
+        raise JobError(f"data.columns: {', '.join(unknown)}: the format {data.format} reads the columns {known}")
+
+
+def split(rows: TokenRows, fraction: float, seed: int) -> tuple[TokenRows, TokenRows]:
+    """``rows`` without, then only, a seeded ``fraction`` (at least one row).
+
+    Rows with equal tokens go to the same side, so that nothing is evaluated that was trained on. A function of rows
+    and seed alone: the same for every number of ranks.
+
+    Raises:
+        JobError: one side would be empty.
+    """
+    wanted = max(1, round(fraction * len(rows)))
+    chosen: set[tuple[int, ...]] = set()
+    for index in numpy.random.Generator(numpy.random.PCG64(seed)).permutation(len(rows))[:wanted].tolist():
+        chosen.add(tuple(rows.ids[index]))
+    held_out = [index for index, ids in enumerate(rows.ids) if tuple(ids) in chosen]
+    rest = [index for index, ids in enumerate(rows.ids) if tuple(ids) not in chosen]
+    if not rest:
+        raise JobError(
+            f"data.eval: {fraction} of {len(rows)} rows leaves none to train on; give more rows, a file, or null"
+        )
+    kept, out = rows.select(rest), rows.select(held_out)
+    return TokenRows(kept.ids, kept.labels, rows.num_truncated), out
+
+
+def _tokenize(rows: list[Row], data: Data, loss_on: str, tokenizer: Any) -> tuple[TokenRows, list[BadRow]]:
+    """The good rows as tokens, the bad ones by name; both in the order of ``rows``."""
+    done = TokenRows()
+    bad: list[BadRow] = []
+    truncated = 0
+    for start in range(0, len(rows), CHUNK):
+        good, rendered = [], []
+        for row, item in _render(rows[start : start + CHUNK], data, loss_on, tokenizer):
+            if isinstance(item, BadRow):
+                bad.append(item)
+            else:
+                good.append(row)
+                rendered.append(item)
+        for row, (ids, labels) in zip(good, encode(rendered, tokenizer), strict=True):
+            kept = labels[: data.max_length]
+            if all(label == IGNORED for label in kept):
+                bad.append(BadRow(row.file, row.number, _answer_column(data), _explain_no_loss(ids, labels, data)))
+                continue
+            truncated += len(ids) > data.max_length
+            done.ids.append(ids[: data.max_length])
+            done.labels.append(kept)
+    bad.sort(key=lambda item: (item.file, item.row))
+    return TokenRows(done.ids, done.labels, truncated), bad
+
+
+def _render(
+    rows: list[Row], data: Data, loss_on: str, tokenizer: Any
+) -> Iterator[tuple[Row, Rendered] | tuple[Row, BadRow]]:
+    for row in rows:
+        if row.problem is not None:
+            yield row, BadRow(row.file, row.number, "row", row.problem)
+            continue
+        try:
+            example = make_example(row.value, data.format, data.columns, data.system)
+            if isinstance(example, Conversation) and tokenizer.chat_template is None:
+                raise JobError(
+                    f"data.format: {data.format} needs a chat template, and the tokenizer of model.base has none; "
+                    "take a chat model, or set data.chat_template"
+                )
+            yield row, render(example, tokenizer, loss_on)
+        except RowError as error:
+            yield row, BadRow(row.file, row.number, error.column, error.reason)
+
+
+def _answer_column(data: Data) -> str:
+    """The file's column that holds what is to be learned."""
+    column = {"alpaca": "output", "prompt-completion": "completion", "sharegpt": "conversations"}.get(data.format)
+    column = column or data.format
+    return data.columns.get(column, column)
+
+
+def _explain_no_loss(ids: list[int], labels: list[int], data: Data) -> str:
+    if all(label == IGNORED for label in labels):
+        return "has no token to learn"
+    before = next(index for index, label in enumerate(labels) if label != IGNORED)
+    return f"nothing of it is left within max_length {data.max_length}: {before} of {len(ids)} tokens come before it"
+
+
+def _check_bad(bad: list[BadRow], num_rows: int, num_good: int, key: str, on_bad_row: str) -> None:
+    if bad and on_bad_row == "fail":
+        lines = [str(row) for row in bad[:SHOWN]]
+        if len(bad) > SHOWN:
+            lines.append(f"... and {len(bad) - SHOWN} more")
+        rows = "row is" if len(bad) == 1 else "rows are"
+        raise JobError(
+            f"{key}: {len(bad)} of {num_rows} {rows} bad\n  " + "\n  ".join(lines) + "\n"
+            "mend them, or set data.on_bad_row: skip to train without them"
+        )
+    if not num_good:
+        first = f"; the first: {bad[0]}" if bad else ""
+        raise JobError(f"{key}: none of {num_rows} rows can be used{first}")

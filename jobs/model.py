@@ -1,0 +1,222 @@
+"""Loads the base model as the spec says (place, quantization, dtype), then puts the adapter on it."""
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.contract.spec import Adapter, Model
+
+from .errors import JobError
+from .tiny import TINY, write_tiny
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_tokenizer(model: Model, chat_template: str | None) -> "PreTrainedTokenizerBase":
+    """The base's tokenizer, with ``chat_template`` (Jinja text, or a file of it) instead of its own where one is given.
+
+    A tokenizer without a padding token pads with its end of sequence: padding carries no loss and is masked out of
+    the attention, so the two are never mistaken for each other.
+
+    Raises:
+        JobError: none is there, it cannot map tokens back to text, or it has neither padding nor end of sequence.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = _load(AutoTokenizer.from_pretrained, model)
+    if not tokenizer.is_fast:
+        # Which tokens are the assistant's is read off each token's place in the text, and only these report it.
+        raise JobError(f"model.base: {model.base} has no fast tokenizer (tokenizer.json), which tuneyard needs")
+    if tokenizer.eos_token is None:
+        raise JobError(f"model.base: the tokenizer of {model.base} has no end-of-sequence token; set one in its files")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if chat_template is not None:
+        tokenizer.chat_template = _read_template(chat_template)
+    return tokenizer
+
+
+def load_config(model: Model) -> "PreTrainedConfig":
+    """The base's configuration, without its weights."""
+    from transformers import AutoConfig
+
+    return _load(AutoConfig.from_pretrained, model)
+
+
+def check_config(config: Any, model: Model, tokenizer: Any, max_length: int) -> None:
+    """Find what would fail, or would silently be something else, before any weight is loaded.
+
+    Raises:
+        JobError: sequences longer than the model takes, token ids beyond its embedding, or weights that are stored
+            quantized otherwise than asked.
+    """
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise JobError(f"data.max_length: {max_length} tokens, but {model.base} takes at most {positions}")
+    if len(tokenizer) > text.vocab_size:
+        raise JobError(
+            f"model.base: the tokenizer of {model.base} has {len(tokenizer)} tokens, its embedding {text.vocab_size}"
+        )
+    stored: Any = getattr(config, "quantization_config", None)
+    if stored is None:
+        return
+    stored = stored if isinstance(stored, dict) else stored.to_dict()
+    kind = "nf4" if stored.get("bnb_4bit_quant_type") == "nf4" else str(stored.get("quant_method", "quantized"))
+    if kind != model.quantization:
+        raise JobError(
+            f"model.quantization: {model.quantization} was asked for, but {model.base} is stored as {kind}; "
+            "take the unquantized model"
+        )
+
+
+def load_base(model: Model) -> "PreTrainedModel":
+    """The base on this rank's device: linear layers quantized as asked, all else in ``model.dtype``.
+
+    Raises:
+        JobError: the model is not there, or does not load as asked.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    dtype = getattr(torch, model.dtype)
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": model.attn_implementation}
+    if model.quantization == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    elif model.quantization == "int8":
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    if model.quantization != "none":
+        # bitsandbytes quantizes on the device that the weights go to, so each rank names its own.
+        options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+    base: Any = _load(AutoModelForCausalLM.from_pretrained, model, **options)
+    _keep_4bit_layout(base)
+    return base
+
+
+def add_adapter(base: "PreTrainedModel", model: Model, seed: int) -> "PeftModel":
+    """``base`` frozen, with a fresh adapter whose weights come from ``seed`` and have the dtype ``adapter.dtype``.
+
+    Raises:
+        JobError: a target names no linear layer of the model.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    adapter = model.adapter
+    if adapter is None:
+        raise ValueError("no adapter was asked for")
+    targets = _check_targets(base, adapter)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.r,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=targets,
+        bias="none",
+    )
+    set_seed(seed)  # the same adapter on every rank, before any rank's own random state
+    peft_model: Any = get_peft_model(base, config, autocast_adapter_dtype=False)
+    # peft writes the folder that the base was loaded from; for builtin:tiny that was a temporary one.
+    peft_model.peft_config["default"].base_model_name_or_path = model.base
+    cast_trainable(peft_model, getattr(torch, adapter.dtype))
+    return peft_model
+
+
+def cast_trainable(model: Any, dtype: "torch.dtype") -> None:
+    """Give every trainable parameter ``dtype``.
+
+    Several places change it on their own: peft upcasts 16-bit adapters when it loads them, and TRL 1.16 casts the
+    adapter of a quantized base to bfloat16 (sft_trainer.py, after arXiv:2305.14314) whatever was asked.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+
+
+def save_weights(model: Any, folder: Path, state_dict: Any = None) -> None:
+    """Save an adapter in peft's layout, or a full model in transformers'."""
+    from peft import PeftModel
+
+    # By default peft asks the hub, at each save, whether the base has as many embeddings as this model.
+    options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    model.save_pretrained(folder, state_dict=state_dict, **options)
+
+
+def trainable_weights(model: Any) -> dict[str, "torch.Tensor"]:
+    """The live weights under the names that :func:`save_weights` gives them."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    if isinstance(model, PeftModel):
+        return get_peft_model_state_dict(model, save_embedding_layers=False)
+    return model.state_dict()
+
+
+def _load(loader: Any, model: Model, **options: Any) -> Any:
+    """Call a ``from_pretrained`` for the base; what the user can mend becomes a JobError."""
+    options["trust_remote_code"] = model.trust_remote_code
+    if model.base == TINY:
+        return loader(_tiny_folder().name, **options)
+    try:
+        return loader(model.base, revision=model.revision, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise JobError(f"model.base: {model.base} does not load: {error}") from error
+
+
+@functools.cache
+def _tiny_folder() -> "tempfile.TemporaryDirectory[str]":
+    """The built-in model as a folder of this process's own, removed at its end: one way to load for all models."""
+    folder = tempfile.TemporaryDirectory()
+    write_tiny(Path(folder.name))
+    return folder
+
+
+def _read_template(value: str) -> str:
+    """Jinja text has braces; anything else is a file's path."""
+    if "{" in value:
+        return value
+    try:
+        return Path(value).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"data.chat_template: {value}: {error}") from error
+
+
+def _check_targets(base: Any, adapter: Adapter) -> str | list[str]:
+    """``adapter.target_modules`` as peft takes them, each known to name a layer.
+
+    peft refuses a list of which nothing matches, but accepts one of which a part does not.
+    """
+    import torch
+
+    if adapter.target_modules == "all-linear":
+        return "all-linear"
+    targets = [adapter.target_modules] if isinstance(adapter.target_modules, str) else adapter.target_modules
+    linear = [name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)]
+    missing = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
+    if missing:
+        kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
+        raise JobError(f"model.adapter.target_modules: {', '.join(missing)} names no linear layer; there are {kinds}")
+    if any(target.rsplit(".", 1)[-1] == "lm_head" for target in targets):
+        # TRL multiplies by lm_head.weight directly (add_fused_lm_head), past any adapter on it.
+        raise JobError("model.adapter.target_modules: lm_head cannot carry an adapter; leave it out")
+    return targets
+
+
+def _keep_4bit_layout(base: Any) -> None:
+    """Keep bitsandbytes from repacking NF4 weights when the model is evaluated on a CPU with AVX512-BF16.
+
+    bitsandbytes 0.50 (nn/modules.py, Linear4bit.forward) does so for good: block scales are rounded to bfloat16, and
+    the packed product has no backward, so that training after the first evaluation would go on with cut gradients.
+    """
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

@@ -1,0 +1,191 @@
+"""Writes a stage's progress: ledger rows from rank 0, heartbeats from every rank."""
+
+import math
+import resource
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy
+from numpy.typing import NDArray
+
+from launcher.contract.ledger import LedgerWriter
+
+from .context import RankContext
+from .errors import JobError
+from .order import RowOrder
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+BEAT_SECONDS = 1.0
+"""Shortest time between two heartbeats: each is a synced file, and a run may hold thousands of ranks."""
+GIB = 2**30
+
+
+class Progress:
+    """How far the run is; lives on every rank, writes the ledger where it holds one (rank 0).
+
+    ``lengths`` are the tokens of each training row, so that tokens are counted from the data order: no rank has to
+    ask the others, and a resumed run goes on counting where the first one was.
+    """
+
+    def __init__(
+        self,
+        context: RankContext,
+        ledger: LedgerWriter | None,
+        order: RowOrder,
+        lengths: NDArray[numpy.int64],
+        max_steps: int,
+    ) -> None:
+        self.context = context
+        self.ledger = ledger
+        self.max_steps = max_steps
+        self.last_metrics: dict[str, float] = {}
+        """Evaluation at ``last_eval_step``, as a checkpoint of the same step records it."""
+        self.last_eval_step = -1
+        self.has_moved = False
+        """Whether a step had a rate and a gradient above zero, so that weights must have changed."""
+        self._order = order
+        self._lengths = lengths
+        self._tokens = 0
+        self._step = 0
+        self._mark = time.perf_counter()
+        self._last_beat = 0.0
+        self._eval_started = 0.0
+
+    def beat(self, phase: str, *, now: bool = False) -> None:
+        """Say that this rank is alive and how far it is."""
+        if now or time.monotonic() - self._last_beat >= BEAT_SECONDS:
+            self._last_beat = time.monotonic()
+            self.context.beat(self._step, phase)
+
+    def begin(self, step: int) -> None:
+        """Training starts, or goes on, after ``step``."""
+        self._step = step
+        self._tokens = self._count_tokens(0, step)
+        self._mark = time.perf_counter()
+        self.beat("train", now=True)
+
+    def record_step(self, step: int, *, loss: float, learning_rate: float, grad_norm: float | None) -> None:
+        """One optimizer step is done."""
+        now = time.perf_counter()
+        tokens = self._count_tokens(step - 1, step)
+        self._step = step
+        self._tokens += tokens
+        self.has_moved = self.has_moved or (learning_rate > 0 and bool(grad_norm))
+        self.beat("train", now=step == self.max_steps)
+        batch = self.context.plan.batch.global_batch
+        if not math.isfinite(loss):
+            # Every rank has the same mean loss here, so all of them stop.
+            if self.ledger is not None:
+                self.ledger.event("nan", step=step, loss=str(loss), learning_rate=learning_rate)
+            raise JobError(f"the loss is {loss} at step {step}; a smaller train.learning_rate may help")
+        if self.ledger is not None:
+            rate = tokens / max(now - self._mark, 1e-9)
+            print(f"step {step}/{self.max_steps}  loss {loss:.4f}  rate {learning_rate:.3g}  {rate:.0f} tokens/s", flush=True)
+            self.ledger.metric(
+                step,
+                loss=loss,
+                learning_rate=learning_rate,
+                grad_norm=grad_norm if grad_norm is not None and math.isfinite(grad_norm) else None,
+                epoch=step * batch / self._order.rows,
+                tokens=self._tokens,
+                tokens_per_s=round(rate, 2),
+                memory_gib=round(measure_memory_gib(), 3),
+            )
+        self._mark = now
+
+    def begin_evaluation(self, step: int) -> None:
+        self._step = step
+        self._eval_started = time.perf_counter()
+        self.beat("evaluate", now=True)
+
+    def record_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """An evaluation is done; its time does not count as training."""
+        self.last_eval_step, self.last_metrics = step, metrics
+        seconds = round(time.perf_counter() - self._eval_started, 3)
+        if self.ledger is not None and metrics:
+            print(f"step {step}/{self.max_steps}  " + "  ".join(f"{k} {v:.6g}" for k, v in metrics.items()), flush=True)
+            self.ledger.metric(step, **metrics)
+            self.ledger.event("evaluated", step=step, seconds=seconds, **metrics)
+        self._mark = time.perf_counter()
+
+    def metrics_at(self, step: int) -> dict[str, float]:
+        """The evaluation of exactly ``step``, or nothing."""
+        return self.last_metrics if self.last_eval_step == step else {}
+
+    def end_save(self) -> None:
+        """A checkpoint is written; its time does not count as training."""
+        self._mark = time.perf_counter()
+
+    def _count_tokens(self, start: int, stop: int) -> int:
+        """Tokens without padding of the steps [start, stop), all ranks."""
+        batch = self.context.plan.batch.global_batch
+        epochs, begin = divmod(start * batch, self._order.rows)
+        last, end = divmod(stop * batch, self._order.rows)
+        # Whole epochs need no permutation: a long run resumes without replaying its order.
+        whole = int(self._lengths.sum()) * (last - epochs)
+        head = self._order.indices(epochs * self._order.rows, epochs * self._order.rows + begin)
+        tail = self._order.indices(last * self._order.rows, last * self._order.rows + end)
+        return whole - int(self._lengths[head].sum()) + int(self._lengths[tail].sum())
+
+    def callback(self) -> "TrainerCallback":
+        """What ties this to a transformers Trainer."""
+        return _make_callback(self)
+
+
+def measure_memory_gib() -> float:
+    """Peak of this process so far: CUDA's allocator, or the resident set on a machine without CUDA."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / GIB
+    # Linux reports KiB (getrusage(2)), macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / GIB
+
+
+def _make_callback(progress: Progress) -> "TrainerCallback":
+    from transformers import TrainerCallback
+
+    train = progress.context.plan.spec.train
+
+    class LedgerCallback(TrainerCallback):
+        """Passes the Trainer's events on; decides when it evaluates and saves."""
+
+        learning_rate = 0.0
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            progress.begin(state.global_step)
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            # The rate that this step uses; what the Trainer logs under DeepSpeed is already the next step's.
+            self.learning_rate = float(kwargs["optimizer"].param_groups[0]["lr"])
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            step, last = state.global_step, state.global_step >= progress.max_steps
+            control.should_evaluate = last or _is_due(step, train.eval_every_steps)
+            control.should_save = _is_due(step, train.save_every_steps) or (last and train.save_every_steps is not None)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if "loss" in logs:
+                progress.record_step(
+                    state.global_step,
+                    loss=logs["loss"],
+                    learning_rate=self.learning_rate,
+                    grad_norm=logs.get("grad_norm"),
+                )
+            # The ledger has it; the Trainer would write the whole history into every checkpoint.
+            state.log_history.clear()
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+            progress.record_evaluation(state.global_step, metrics)
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            progress.end_save()
+
+    return LedgerCallback()
+
+
+def _is_due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0

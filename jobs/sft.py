@@ -1,0 +1,206 @@
+"""Supervised fine-tuning of one run, as its plan says, with TRL's SFTTrainer.
+
+The ranks' start-up calls ``main`` with torch's rank variables set. By hand, in a run directory's environment:
+
+    env $(grep -v '^#' RUN/rendered/rank.env) RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 MASTER_ADDR=localhost MASTER_PORT=29500 \\
+        python -m jobs.rank RUN
+"""
+
+import math
+import os
+from dataclasses import asdict
+from typing import Any
+
+from launcher.contract.files import read_json
+from launcher.contract.ledger import LedgerWriter
+from launcher.contract.manifest import MANIFEST
+
+from .context import RankContext
+from .data import PreparedData
+from .errors import JobError
+from .order import RowOrder
+
+LISTED = 1000
+"""Skipped rows that the ledger lists; all are counted."""
+SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+OPTIMIZERS = {"adamw": "adamw_torch", "sgd": "sgd"}
+
+
+def main(context: RankContext) -> None:
+    """Train; on rank 0 the ledger says how it went, whatever happens.
+
+    Raises:
+        JobError: something that the user can mend.
+    """
+    ledger = LedgerWriter(context.paths.ledger(context.attempt), context.attempt) if context.is_main else None
+    try:
+        train(context, ledger)
+    except Exception as error:
+        if ledger is not None:
+            ledger.event("failed", reason=str(error) or type(error).__name__, type=type(error).__name__)
+        raise
+    finally:
+        if ledger is not None:
+            ledger.close()
+
+
+def train(context: RankContext, ledger: LedgerWriter | None) -> None:
+    """Data, model, trainer, training, final save: in this order, so that bad rows are found before weights load."""
+    spec = context.plan.spec
+    context.beat(0, "import")
+    import torch
+    import transformers
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+    from .data import prepare_data
+    from .final import save_final
+    from .model import add_adapter, cast_trainable, check_config, load_base, load_config, load_tokenizer
+    from .progress import Progress
+    from .trainer import RunTrainer
+
+    transformers.utils.logging.disable_progress_bar()
+
+    # Rows to tokens.
+    context.beat(0, "data")
+    tokenizer = load_tokenizer(spec.model, spec.data.chat_template)
+    check_config(load_config(spec.model), spec.model, tokenizer, spec.data.max_length)
+    data = prepare_data(spec.data, spec.train.loss_on, spec.train.seed, tokenizer)
+    max_steps = count_steps(context, len(data.train))
+    order = RowOrder(len(data.train), spec.train.seed, max_steps * context.plan.batch.global_batch)
+    progress = Progress(context, ledger, order, data.train.lengths, max_steps)
+    if ledger is not None:
+        record_data(ledger, context, data, max_steps)
+
+    # Weights. The arguments come first: they join this rank to the others and choose its device.
+    context.beat(0, "load")
+    arguments = make_arguments(context, max_steps, has_eval=data.eval is not None)
+    model: Any = load_base(spec.model)
+    trainable_dtype = compute_dtype = getattr(torch, spec.model.dtype)
+    if spec.model.adapter is not None:
+        model = add_adapter(model, spec.model, spec.train.seed)
+        trainable_dtype = getattr(torch, spec.model.adapter.dtype)
+
+    class Trainer(RunTrainer, SFTTrainer):
+        pass
+
+    trainable = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
+    trainer: Any = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"input_ids": data.train.ids, "labels": data.train.labels}),
+        processing_class=tokenizer,
+    )
+    restore_trainable(model, trainable)
+    cast_trainable(model, trainable_dtype)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.attach(progress, order, data.eval, trainable_dtype, compute_dtype)
+
+    # Dropout of each rank from a random state of its own; until here all ranks drew alike, so that weights agree.
+    transformers.set_seed(spec.train.seed + context.rank)
+    resume = str(context.resume_from) if context.resume_from is not None else None
+    trainer.train(resume_from_checkpoint=resume)
+
+    step = trainer.state.global_step
+    metrics = progress.metrics_at(step)
+    if context.resume_from is not None and not metrics:
+        metrics = (read_json(context.resume_from / MANIFEST) or {}).get("metrics", {})
+    save_final(trainer, progress, metrics)
+    if ledger is not None:
+        ledger.event("finished", step=step, **metrics)
+    context.beat(step, "done")
+
+
+def count_steps(context: RankContext, num_rows: int) -> int:
+    """Optimizer steps in all: as asked, or the epochs' rows in global batches, rounded up.
+
+    Raises:
+        JobError: neither or both are set, or the warmup takes all of them.
+    """
+    train = context.plan.spec.train
+    if (train.max_steps is None) == (train.epochs is None):
+        raise JobError("train: set one of max_steps and epochs")
+    if train.max_steps is not None:
+        steps = train.max_steps
+    else:
+        steps = math.ceil((train.epochs or 0) * num_rows / context.plan.batch.global_batch)
+    warmup = count_warmup_steps(context, steps)
+    if warmup >= steps and warmup > 0:
+        raise JobError(f"train.warmup_steps: {warmup} steps of warmup, {steps} in all")
+    return steps
+
+
+def count_warmup_steps(context: RankContext, max_steps: int) -> int:
+    train = context.plan.spec.train
+    if train.warmup_steps is not None:
+        return train.warmup_steps
+    return math.ceil((train.warmup_ratio or 0.0) * max_steps) if max_steps > 1 else 0
+
+
+def make_arguments(context: RankContext, max_steps: int, *, has_eval: bool) -> Any:
+    """The plan in the Trainer's words. What is not named here has no effect on a run or is TRL 1.16's default."""
+    from trl import SFTConfig
+
+    from .checkpoint import writing_folder
+
+    train, batch = context.plan.spec.train, context.plan.batch
+    return SFTConfig(
+        output_dir=str(writing_folder(context.paths, context.attempt)),
+        per_device_train_batch_size=batch.micro,
+        gradient_accumulation_steps=batch.accumulation,
+        max_steps=max_steps,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=SCHEDULERS[train.scheduler],
+        warmup_steps=count_warmup_steps(context, max_steps),
+        optim=OPTIMIZERS[train.optimizer],
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        seed=train.seed,
+        # Dtypes are set on the weights, mixed precision is ours (trainer.py): TRL's default is bf16=True.
+        bf16=False,
+        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        # The loss is a mean over the tokens of all ranks, not a mean of the ranks' means.
+        average_tokens_across_devices=True,
+        # Rows are tokens already, truncated and checked.
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        use_cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true",
+        # peft hides the model's class, and the Trainer would look for unused parameters at every step.
+        ddp_find_unused_parameters=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        # progress.py decides when to evaluate and to save; a resumed run has had its first evaluation.
+        eval_on_start=has_eval and context.resume_from is None,
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def restore_trainable(model: Any, weights: dict[str, Any]) -> None:
+    """Put back the trainable weights that SFTTrainer's start rounded: it casts QLoRA adapters to bfloat16."""
+    for name, parameter in model.named_parameters():
+        if name in weights and parameter.dtype != weights[name].dtype:
+            parameter.data = weights[name].to(parameter.device)
+
+
+def record_data(ledger: LedgerWriter, context: RankContext, data: PreparedData, max_steps: int) -> None:
+    """The events that say what the run starts from."""
+    held_out = data.eval
+    ledger.event(
+        "started",
+        run_id=context.plan.run_id,
+        world_size=context.world_size,
+        max_steps=max_steps,
+        rows=len(data.train),
+        tokens=int(data.train.lengths.sum()),
+        loss_tokens=data.train.num_loss_tokens,
+        truncated_rows=data.train.num_truncated,
+        eval_rows=len(held_out) if held_out is not None else 0,
+        eval_rows_in_train=data.num_eval_rows_in_train,
+        resumed_from=str(context.resume_from.relative_to(context.paths.root)) if context.resume_from else None,
+    )
+    if data.skipped:
+        ledger.event("skipped_rows", count=len(data.skipped), rows=[asdict(row) for row in data.skipped[:LISTED]])

@@ -1,0 +1,181 @@
+"""Sums a run up in ``summary.json``: state, steps, losses, speed, checkpoints and what to worry about."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from launcher.contract.attempt import Attempt, read_attempts
+from launcher.contract.files import read_json, write_json
+from launcher.contract.ledger import Row, events, merge_metrics, read_run
+from launcher.contract.manifest import MANIFEST, find_problems
+from launcher.contract.paths import RunPaths
+from launcher.contract.plan import Plan
+
+State = Literal["pending", "running", "completed", "failed", "cancelled", "unknown"]
+SUMMARY_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint: path relative to the run directory, its step (None without a manifest), what is wrong with it."""
+
+    path: str
+    step: int | None
+    problems: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that :func:`make_summary` reads, so that it can do without the file system."""
+
+    plan: Plan
+    attempts: Sequence[Attempt]
+    rows: Sequence[Row]
+    completed: bool
+    cancelled: bool
+    checkpoints: Sequence[Checkpoint]
+    final_files: Sequence[str]
+
+
+def summarize(paths: RunPaths) -> dict[str, Any]:
+    """Sum the run up and write ``summary.json``; every checkpoint's files are hashed against its manifest.
+
+    Raises:
+        FileNotFoundError: ``paths`` is no run directory (no plan.json).
+    """
+    summary = make_summary(gather_findings(paths))
+    write_json(paths.summary, summary)
+    return summary
+
+
+def gather_findings(paths: RunPaths) -> Findings:
+    """Read everything from the run directory."""
+    return Findings(
+        plan=Plan.load(paths.plan),
+        attempts=read_attempts(paths),
+        rows=read_run(paths),
+        completed=paths.completion.exists(),
+        cancelled=paths.cancelled.exists(),
+        checkpoints=_read_checkpoints(paths),
+        final_files=sorted(
+            path.relative_to(paths.root).as_posix() for path in paths.final.rglob("*") if path.is_file()
+        ),
+    )
+
+
+def make_summary(found: Findings) -> dict[str, Any]:
+    """The summary as the value of ``summary.json``; times in seconds, ``tokens_per_s`` the median over the steps."""
+    metrics = merge_metrics(found.rows)
+    skipped = sum(_count_skipped(row) for row in events(found.rows, "skipped_rows"))
+    return {
+        "v": SUMMARY_VERSION,
+        "run_id": found.plan.run_id,
+        "name": found.plan.spec.name,
+        "stage": found.plan.spec.stage,
+        "state": find_state(found.attempts, completed=found.completed, cancelled=found.cancelled),
+        "reason": found.attempts[-1].ended.reason if found.attempts and found.attempts[-1].ended else None,
+        "steps": max((row["step"] for row in metrics), default=0),
+        "attempts": len(found.attempts),
+        "loss": _summarize_series(metrics, "loss"),
+        "eval_loss": _summarize_series(metrics, "eval_loss"),
+        "tokens": max(_series(metrics, "tokens").values(), default=None),
+        "tokens_per_s": _median(_series(metrics, "tokens_per_s").values()),
+        "wall_seconds": _wall_seconds(found),
+        "checkpoints": [
+            {"path": item.path, "step": item.step, "verified": not item.problems} for item in found.checkpoints
+        ],
+        "final_files": list(found.final_files),
+        "skipped_rows": skipped,
+        "warnings": _find_warnings(found, metrics, skipped),
+    }
+
+
+def find_state(attempts: Sequence[Attempt], *, completed: bool, cancelled: bool) -> State:
+    """The state as far as the run directory tells; whether a running one is alive, only the scheduler knows.
+
+    ``unknown`` is a run ended from outside: the scheduler may start it again.
+    """
+    if completed:
+        return "completed"
+    ended = attempts[-1].ended if attempts else None
+    if cancelled and (ended is not None or not attempts):
+        return "cancelled"
+    if ended is None:
+        return "running" if attempts else "pending"
+    # "completed" without the completion record: the save did not get to its end.
+    states: dict[str, State] = {"completed": "failed", "interrupted": "unknown", "cancelled": "cancelled"}
+    return states.get(ended.state, "failed")
+
+
+def _series(metrics: Sequence[Row], key: str) -> dict[int, Any]:
+    """Step -> finite value of ``key``."""
+    return {row["step"]: row[key] for row in metrics if _is_finite(row.get(key))}
+
+
+def _summarize_series(metrics: Sequence[Row], key: str) -> dict[str, Any] | None:
+    """First (the baseline, where step 0 was evaluated), last and lowest value with their steps."""
+    series = _series(metrics, key)
+    if not series:
+        return None
+    chosen = {"first": min(series), "last": max(series), "best": min(series, key=lambda step: (series[step], step))}
+    return {name: {"step": step, "value": series[step]} for name, step in chosen.items()}
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _median(values: Any) -> float | None:
+    found = list(values)
+    return statistics.median(found) if found else None
+
+
+def _count_skipped(event: Row) -> int:
+    """Rows that one ``skipped_rows`` event speaks of: its count, or the length of its list."""
+    count = event.get("count")
+    return count if isinstance(count, int) else len(event.get("rows", []))
+
+
+def _wall_seconds(found: Findings) -> float | None:
+    """From the start of the first attempt to the end of the last, queueing in between included; while it runs, to
+    the newest row."""
+    if not found.attempts:
+        return None
+    last = found.attempts[-1].ended
+    times = [row["t"] for row in found.rows if "t" in row] if last is None else [last.t]
+    return max([0.0, *(t - found.attempts[0].started for t in times)])
+
+
+def _find_warnings(found: Findings, metrics: Sequence[Row], skipped: int) -> list[str]:
+    warnings = [f"{item.path}: {'; '.join(item.problems)}" for item in found.checkpoints if item.problems]
+    for key in ("loss", "eval_loss"):
+        bad = [row["step"] for row in metrics if key in row and not _is_finite(row[key])]
+        if bad:
+            warnings.append(f"{key} is not finite at {len(bad)} steps, the first is {bad[0]}")
+    if not metrics:
+        warnings.append("the ledger holds no metric: no step was finished")
+    if skipped:
+        warnings.append(f"{skipped} rows of the data were skipped; the ledger's skipped_rows events list them")
+    if found.completed and not found.checkpoints and found.plan.spec.train.save_every_steps is not None:
+        warnings.append("no checkpoint was kept")
+    return warnings
+
+
+def _read_checkpoints(paths: RunPaths) -> list[Checkpoint]:
+    found = []
+    for folder in sorted(paths.checkpoints.glob("a*/step-*")):
+        problems = find_problems(folder)
+        found.append(
+            Checkpoint(path=folder.relative_to(paths.root).as_posix(), step=_read_step(folder), problems=problems)
+        )
+    return found
+
+
+def _read_step(folder: Any) -> int | None:
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except ValueError:
+        return None
+    return manifest.get("step") if isinstance(manifest, dict) else None

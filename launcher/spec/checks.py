@@ -1,0 +1,138 @@
+"""Checks keys against each other, as far as that needs neither a cluster nor the contents of a file."""
+
+import re
+from collections.abc import Callable, Collection, Iterator
+
+from launcher.contract.spec import Spec
+
+from .durations import parse_minutes
+from .not_yet import find_not_yet
+from .paths import BUILTIN_MODELS, is_hub_id
+
+Complaint = tuple[str, str, str]
+"""Dotted key, message, hint."""
+
+LEGAL_OFFLOAD = {
+    "ddp": ("none",),
+    "fsdp": ("none", "all"),
+    "zero2": ("none", "optimizer"),
+    "zero3": ("none", "optimizer", "all"),
+}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# How the hub's cache names the folder of one commit (huggingface_hub, file_download.py).
+_SNAPSHOT = re.compile(r"/snapshots/[0-9a-f]{40}/?$")
+
+
+def find_complaints(spec: Spec, bad: Collection[str]) -> Iterator[Complaint]:
+    """What is wrong between the keys of ``spec``; a check that looks at a key in ``bad`` is left out."""
+    complained = set(bad)
+    for check in _CHECKS:
+        for key, message, hint in check(spec):
+            if not any(_overlap(name, other) for name in _LOOKS_AT.get(check, (key,)) for other in complained):
+                complained.add(key)
+                yield key, message, hint
+
+
+def _overlap(name: str, other: str) -> bool:
+    return name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.")
+
+
+def _check_length(spec: Spec) -> Iterator[Complaint]:
+    steps, epochs = spec.train.max_steps, spec.train.epochs
+    if steps is None and epochs is None:
+        yield (
+            "train.max_steps",
+            "neither max_steps nor epochs says when to stop",
+            "add max_steps: 60, or epochs: 3",
+        )
+    if steps is not None and epochs is not None:
+        yield "train.epochs", "stands beside max_steps", "keep one of them; `train.max_steps=null` clears the other"
+
+
+def _check_warmup(spec: Spec) -> Iterator[Complaint]:
+    train = spec.train
+    if train.warmup_ratio is not None and train.warmup_steps is not None:
+        yield "train.warmup_steps", "stands beside warmup_ratio", "keep one of them; null clears the other"
+    elif train.warmup_steps and train.max_steps and train.warmup_steps >= train.max_steps:
+        message = f"a warmup of {train.warmup_steps} steps never ends in {train.max_steps} steps"
+        yield "train.warmup_steps", message, f"at most {train.max_steps - 1}; 3 to 10 % of the steps is usual"
+
+
+def _check_full_training(spec: Spec) -> Iterator[Complaint]:
+    if spec.model.adapter is None and spec.model.quantization != "none":
+        message = f"weights stored as {spec.model.quantization} cannot be trained themselves"
+        yield "model.adapter", message, "for full fine-tuning add model.quantization: none; else keep an adapter"
+
+
+def _check_revision(spec: Spec) -> Iterator[Complaint]:
+    if spec.model.revision is not None and not is_hub_id(spec.model.base):
+        yield "model.revision", "only a model from the hub has revisions, and model.base is not one", "remove it"
+
+
+def _check_remote_code(spec: Spec) -> Iterator[Complaint]:
+    base, revision = spec.model.base, spec.model.revision or ""
+    if not spec.model.trust_remote_code:
+        return
+    if base in BUILTIN_MODELS:
+        yield "model.trust_remote_code", f"{base} comes without code", "remove it"
+    elif is_hub_id(base) and not _COMMIT.fullmatch(revision):
+        hint = "set model.revision to the 40 hexadecimal digits of a commit that you have read"
+        yield "model.trust_remote_code", "code from the hub needs a pinned revision", hint
+    elif not is_hub_id(base) and not _SNAPSHOT.search(base):
+        hint = "give the hub id with model.revision, or the hub cache's folder .../snapshots/<commit>"
+        yield "model.trust_remote_code", "code in a folder of no known revision is not run", hint
+
+
+def _check_data(spec: Spec) -> Iterator[Complaint]:
+    if spec.data.train in ("", []) or (isinstance(spec.data.train, list) and "" in spec.data.train):
+        yield "data.train", "must not be empty", "name a file, a list of files, a folder or a hub id"
+    if isinstance(spec.data.eval, int | float) and not 0 < spec.data.eval < 1:
+        hint = "a fraction such as 0.05, a file, or null for no evaluation"
+        yield "data.eval", f"a fraction lies between 0 and 1, got {spec.data.eval}", hint
+    if spec.data.eval == "":
+        yield "data.eval", "must not be empty", "a fraction such as 0.05, a file, or null for no evaluation"
+
+
+def _check_loss(spec: Spec) -> Iterator[Complaint]:
+    if spec.data.format == "text" and spec.train.loss_on != "all":
+        message = f"rows of plain text have no {spec.train.loss_on} part"
+        yield "train.loss_on", message, "add train.loss_on: all"
+
+
+def _check_offload(spec: Spec) -> Iterator[Complaint]:
+    legal = LEGAL_OFFLOAD[spec.parallel.strategy]
+    if spec.parallel.offload not in legal:
+        cells = "; ".join(f"{strategy}: {', '.join(offload)}" for strategy, offload in LEGAL_OFFLOAD.items())
+        message = f"{spec.parallel.strategy} cannot offload {spec.parallel.offload}"
+        yield "parallel.offload", message, f"what goes together is {cells}"
+
+
+def _check_time(spec: Spec) -> Iterator[Complaint]:
+    try:
+        parse_minutes(spec.resources.time)
+    except ValueError as error:
+        yield "resources.time", str(error), "write 90s, 30m, 4h or 2-12:00:00"
+
+
+_CHECKS: tuple[Callable[[Spec], Iterator[Complaint]], ...] = (
+    _check_length,
+    _check_warmup,
+    _check_full_training,
+    _check_revision,
+    _check_remote_code,
+    _check_data,
+    _check_loss,
+    _check_offload,
+    _check_time,
+    find_not_yet,
+)
+# Where a check looks at more than the key that it complains about.
+_LOOKS_AT: dict[Callable[[Spec], Iterator[Complaint]], tuple[str, ...]] = {
+    _check_length: ("train.max_steps", "train.epochs"),
+    _check_warmup: ("train.warmup_steps", "train.warmup_ratio", "train.max_steps"),
+    _check_full_training: ("model.adapter", "model.quantization"),
+    _check_revision: ("model.revision", "model.base"),
+    _check_remote_code: ("model.trust_remote_code", "model.revision", "model.base"),
+    _check_loss: ("train.loss_on", "data.format"),
+    _check_offload: ("parallel.offload", "parallel.strategy"),
+}

@@ -1,0 +1,51 @@
+"""What the schema has and this version cannot do yet; a version that can deletes the row."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+from launcher.contract.spec import Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotYet:
+    """``values`` of ``key`` are refused (None: any that is not empty); ``works`` is what can be written today."""
+
+    key: str
+    values: tuple[str, ...] | None
+    works: str
+
+    def refuses(self, value: Any) -> bool:
+        return bool(value) if self.values is None else value in self.values
+
+
+ROWS = (
+    NotYet(
+        key="stage",
+        values=("reward", "dpo", "ppo", "script", "prepare", "pretrain", "evaluate", "export"),
+        works="stage: sft",
+    ),
+    NotYet(
+        key="data.format",
+        values=("preference", "prompt"),
+        works="data.format: alpaca, messages, sharegpt, prompt-completion or text",
+    ),
+    NotYet(key="parallel.strategy", values=("fsdp", "zero2", "zero3"), works="parallel.strategy: ddp"),
+    NotYet(key="parallel.offload", values=("optimizer", "all"), works="parallel.offload: none"),
+    NotYet(key="parallel.ds_config", values=None, works="parallel.ds_config: null"),
+    NotYet(key="reward", values=None, works="no reward section"),
+    NotYet(key="dpo", values=None, works="no dpo section"),
+    NotYet(key="ppo", values=None, works="no ppo section"),
+    NotYet(key="stages", values=None, works="one spec per stage, without stages"),
+    NotYet(key="sweep", values=None, works="one submit per setting: tuneyard submit SPEC train.learning_rate=1e-4"),
+)
+
+
+def find_not_yet(spec: Spec) -> Iterator[tuple[str, str, str]]:
+    """Key, message and hint of everything in ``spec`` that a later version will do."""
+    for row in ROWS:
+        value = attrgetter(row.key)(spec)
+        if row.refuses(value):
+            what = f"{row.key}: {value}" if isinstance(value, str) and row.values else row.key
+            yield row.key, f"{what} is not yet in this version", f"what works today: {row.works}"
