@@ -42,12 +42,12 @@ def test_follower_waits_for_the_second_half_of_a_line(tmp_path: Path) -> None:
     assert [row["loss"] for row in follower.take(ended=True)] == [1.0]
 
 
-def make_segment(folder: Path, steps: list[int], *, sent: bool = False) -> Segment:
+def make_segment(folder: Path, steps: list[int], *, sent: bool = False, server_step: int = 0) -> Segment:
     folder.mkdir()
     if sent:
         (folder / SENT_MARK).touch()
     lines = [json.dumps({"type": "history", "history": {"item": {"loss": 1}, "step": {"num": s}}}) for s in steps]
-    return parse_records(folder / "run-x.wandb", [*lines, "torn {"])
+    return parse_records(folder / "run-x.wandb", [*lines, "torn {"], server_step)
 
 
 def test_cut_online_segment_is_uncertain(tmp_path: Path) -> None:
@@ -62,13 +62,19 @@ def test_cut_online_segment_is_uncertain(tmp_path: Path) -> None:
     # The server says that it goes on with step 3, so 2 has arrived; offline nobody can tell.
     assert select_proven({2, 3}, 3, online=True) == {2}
     assert select_proven({2, 3}, 0, online=False) == {2, 3}
+    resumed = make_segment(tmp_path / "run-4", [3], sent=True, server_step=3)
+    records = Records(segments=[*segments, resumed])
+    assert (sorted(set(records.recorded)), records.uncertain) == ([0, 1, 2, 3, 4, 5], set())
+    assert records.recorded[3] == 1
 
 
 def test_identity_is_made_once_and_owned_by_the_newest(tmp_path: Path) -> None:
     export = ExportPaths(tmp_path / "wandb")
     made = keep_id(export, "sft of Ünï.2026/1" + "x" * 80)
     assert keep_id(export, "another name") == made
-    assert made.isascii() and len(made) <= 49 and not set(made) & set("/\\#?%: .")
+    assert made.isascii()
+    assert len(made) <= 49
+    assert not set(made) & set("/\\#?%: .")
     old, new = take_ownership(export), take_ownership(export)
     assert (is_owner(export, old), is_owner(export, new)) == (False, True)
     assert sorted(path.name for path in export.root.iterdir()) == ["owner", "run.json"]
