@@ -1,6 +1,6 @@
 """Injects one fault into a rank: found on PYTHONPATH by every Python of a test's job, active in ranks alone.
 
-TUNEYARD_FAULT="RANK PHASE STEP ACTION", such as "1 train 2 kill", says which rank does what when it beats.
+TUNEYARD_FAULT="RANK PHASE STEP ACTION", such as "1 evaluate 2 kill", says which rank does what when it beats.
 """
 
 import os

@@ -32,7 +32,7 @@ def _paths(done: "subprocess.CompletedProcess[str]") -> RunPaths:
     [
         ("1 import 0 raise", "ValueError: injected on purpose"),
         ("0 import 0 kill", "was killed by SIGKILL"),
-        ("1 train 2 kill", "was killed by SIGKILL"),
+        ("1 evaluate 2 kill", "was killed by SIGKILL"),
     ],
 )
 def test_a_bad_rank_fails_the_run_and_the_others_end(tuneyard: Tuneyard, spec: Path, fault: str, reason: str) -> None:
