@@ -40,6 +40,8 @@ class TokenRows:
     ids: list[list[int]] = field(default_factory=list)
     labels: list[list[int]] = field(default_factory=list)
     num_truncated: int = 0
+    parts: list[list[int]] | None = None
+    """Packed: the lengths of the rows that each sequence is made of."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,6 +57,11 @@ class TokenRows:
 
     def select(self, indices: list[int]) -> "TokenRows":
         return TokenRows([self.ids[index] for index in indices], [self.labels[index] for index in indices])
+
+    def columns(self) -> dict[str, list[list[int]]]:
+        """The columns that TRL takes as tokenized already."""
+        columns = {"input_ids": self.ids, "labels": self.labels}
+        return columns if self.parts is None else {**columns, "seq_lengths": self.parts}
 
     def examples(self, indices: list[int]) -> list[dict[str, list[int]]]:
         """Rows as a collator takes them."""
@@ -127,6 +134,18 @@ def split(rows: TokenRows, fraction: float, seed: int) -> tuple[TokenRows, Token
         )
     kept, out = rows.select(rest), rows.select(held_out)
     return TokenRows(kept.ids, kept.labels, rows.num_truncated), out
+
+
+def pack(rows: TokenRows, max_length: int) -> TokenRows:
+    """``rows`` joined into sequences of at most ``max_length`` tokens, none cut (best fit, longest first).
+
+    The collator gives each row positions of its own, from which attention is kept within the row.
+    """
+    from datasets import Dataset
+    from trl.data_utils import pack_dataset
+
+    packed = pack_dataset(Dataset.from_dict(rows.columns()), max_length, "bfd")
+    return TokenRows(packed["input_ids"][:], packed["labels"][:], rows.num_truncated, packed["seq_lengths"][:])
 
 
 def _tokenize(rows: list[Row], data: Data, loss_on: str, tokenizer: Any) -> tuple[TokenRows, list[BadRow]]:

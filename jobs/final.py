@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.contract.files import write_json
 from launcher.contract.manifest import list_files
 
+from .checkpoint import writing_folder
 from .errors import JobError
 from .model import save_weights, trainable_weights
 from .progress import Progress
@@ -42,6 +43,7 @@ def save_final(trainer: Any, progress: Progress, metrics: dict[str, float]) -> N
         paths.completion.unlink(missing_ok=True)  # of a run that is being extended
         shutil.rmtree(paths.final, ignore_errors=True)
         os.rename(folder, paths.final)
+        shutil.rmtree(writing_folder(paths, context.attempt), ignore_errors=True)
         write_json(
             paths.completion,
             {

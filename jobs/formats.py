@@ -1,6 +1,7 @@
 """Turns a row of any layout into the one form that is tokenized: a conversation, or plain text."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 Message = dict[str, str]
@@ -14,6 +15,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """The columns that a format reads, by our names; ``data.columns`` renames them."""
 
+ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
@@ -119,7 +121,7 @@ def make_example(value: dict[str, Any], format: str, renames: dict[str, str], sy
 
 def read_messages(columns: Columns, column: str) -> list[Message]:
     """A list of ``{"role", "content"}``."""
-    return _read_turns(columns, column, "role", "content", {role: role for role in ("system", "user", "assistant", "tool")})
+    return _read_turns(columns, column, "role", "content", {role: role for role in ROLES})
 
 
 def read_sharegpt(columns: Columns, column: str) -> list[Message]:
@@ -127,9 +129,7 @@ def read_sharegpt(columns: Columns, column: str) -> list[Message]:
     return _read_turns(columns, column, "from", "value", SHAREGPT_ROLES)
 
 
-def _read_turns(
-    columns: Columns, column: str, role_key: str, content_key: str, roles: dict[str, str]
-) -> list[Message]:
+def _read_turns(columns: Columns, column: str, role_key: str, content_key: str, roles: dict[str, str]) -> list[Message]:
     turns = columns.required(column)
     if not isinstance(turns, list):
         raise columns.error(column, f"is {_kind(turns)}, not a list of turns")
@@ -188,7 +188,7 @@ def _finish(columns: Columns, column: str, messages: list[Message], system: str 
     if turns[0] != "user":
         raise columns.error(column, f"starts with the {turns[0]}'s turn, not the user's")
     followers = {"user": {"assistant"}, "assistant": {"user", "tool"}, "tool": {"assistant", "tool"}, "system": set()}
-    for before, after in zip(turns, turns[1:], strict=False):
+    for before, after in pairwise(turns):
         if after not in followers[before]:
             raise columns.error(column, f"wrong order of roles: {after} after {before}")
     if turns[-1] != "assistant":

@@ -57,6 +57,7 @@ def encode(rendered: list[Rendered], tokenizer: Any) -> list[tuple[list[int], li
         add_special_tokens=rendered[0].add_special_tokens,
         return_offsets_mapping=True,
         return_attention_mask=False,
+        verbose=False,  # else it warns of rows that are truncated later
     )
     for item, ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         # A token belongs to the range that its last character lies in: byte-level tokenizers leave a leading space

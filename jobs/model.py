@@ -86,14 +86,14 @@ def load_base(model: Model) -> "PreTrainedModel":
     dtype = getattr(torch, model.dtype)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": model.attn_implementation}
     if model.quantization == "nf4":
-        options["quantization_config"] = BitsAndBytesConfig(
+        options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
     elif model.quantization == "int8":
-        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
     if model.quantization != "none":
         # bitsandbytes quantizes on the device that the weights go to, so each rank names its own.
         options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}

@@ -83,7 +83,7 @@ class Progress:
             raise JobError(f"the loss is {loss} at step {step}; a smaller train.learning_rate may help")
         if self.ledger is not None:
             rate = tokens / max(now - self._mark, 1e-9)
-            print(f"step {step}/{self.max_steps}  loss {loss:.4f}  rate {learning_rate:.3g}  {rate:.0f} tokens/s", flush=True)
+            self._print(step, f"loss {loss:.4f}  rate {learning_rate:.3g}  {rate:.0f} tokens/s")
             self.ledger.metric(
                 step,
                 loss=loss,
@@ -106,7 +106,7 @@ class Progress:
         self.last_eval_step, self.last_metrics = step, metrics
         seconds = round(time.perf_counter() - self._eval_started, 3)
         if self.ledger is not None and metrics:
-            print(f"step {step}/{self.max_steps}  " + "  ".join(f"{k} {v:.6g}" for k, v in metrics.items()), flush=True)
+            self._print(step, "  ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
             self.ledger.metric(step, **metrics)
             self.ledger.event("evaluated", step=step, seconds=seconds, **metrics)
         self._mark = time.perf_counter()
@@ -129,6 +129,10 @@ class Progress:
         head = self._order.indices(epochs * self._order.rows, epochs * self._order.rows + begin)
         tail = self._order.indices(last * self._order.rows, last * self._order.rows + end)
         return whole - int(self._lengths[head].sum()) + int(self._lengths[tail].sum())
+
+    def _print(self, step: int, text: str) -> None:
+        """A line for whoever follows rank 0's log."""
+        print(f"step {step}/{self.max_steps}  {text}", flush=True)
 
     def callback(self) -> "TrainerCallback":
         """What ties this to a transformers Trainer."""

@@ -64,7 +64,7 @@ def _read_file(path: Path) -> Iterator[Row]:
         # utf-8-sig drops a byte-order mark where there is one; newline="" leaves CRLF to the readers below.
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise JobError(f"{path}: not UTF-8 at byte {error.start} (0x{error.object[error.start]:02x}): convert it") from error
+        raise JobError(f"{path}: not UTF-8 at byte {error.start}; convert the file") from error
     except OSError as error:
         raise JobError(f"{path}: {error.strerror}") from error
     if suffix == ".csv":
@@ -103,7 +103,7 @@ def _read_csv(path: Path, text: str) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for number, value in enumerate(reader, start=1):
-            surplus = value.pop(None, None)  # type: ignore[call-overload]
+            surplus = value.pop(None, None)
             problem = f"{len(surplus)} more fields than the header" if surplus else None
             yield Row(str(path), number, value, problem)
     except csv.Error as error:

@@ -1,9 +1,6 @@
 """Supervised fine-tuning of one run, as its plan says, with TRL's SFTTrainer.
 
-The ranks' start-up calls ``main`` with torch's rank variables set. By hand, in a run directory's environment:
-
-    env $(grep -v '^#' RUN/rendered/rank.env) RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 MASTER_ADDR=localhost MASTER_PORT=29500 \\
-        python -m jobs.rank RUN
+Each rank is ``python -m jobs.rank RUN_DIR`` in the environment of ``RUN_DIR/rendered/rank.env`` with its numbers set.
 """
 
 import math
@@ -48,29 +45,31 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
     """Data, model, trainer, training, final save: in this order, so that bad rows are found before weights load."""
     spec = context.plan.spec
     context.beat(0, "import")
+    import datasets
     import torch
     import transformers
-    from datasets import Dataset
-    from trl import SFTTrainer
+    from trl.trainer.sft_trainer import SFTTrainer
 
-    from .data import prepare_data
+    from .data import pack, prepare_data
     from .final import save_final
     from .model import add_adapter, cast_trainable, check_config, load_base, load_config, load_tokenizer
     from .progress import Progress
     from .trainer import RunTrainer
 
-    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
     # Rows to tokens.
     context.beat(0, "data")
     tokenizer = load_tokenizer(spec.model, spec.data.chat_template)
     check_config(load_config(spec.model), spec.model, tokenizer, spec.data.max_length)
     data = prepare_data(spec.data, spec.train.loss_on, spec.train.seed, tokenizer)
-    max_steps = count_steps(context, len(data.train))
-    order = RowOrder(len(data.train), spec.train.seed, max_steps * context.plan.batch.global_batch)
-    progress = Progress(context, ledger, order, data.train.lengths, max_steps)
+    sequences = pack(data.train, spec.data.max_length) if spec.train.packing else data.train
+    max_steps = count_steps(context, len(sequences))
+    order = RowOrder(len(sequences), spec.train.seed, max_steps * context.plan.batch.global_batch)
+    progress = Progress(context, ledger, order, sequences.lengths, max_steps)
     if ledger is not None:
-        record_data(ledger, context, data, max_steps)
+        record_data(ledger, context, data, len(sequences), max_steps)
 
     # Weights. The arguments come first: they join this rank to the others and choose its device.
     context.beat(0, "load")
@@ -81,14 +80,14 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
         model = add_adapter(model, spec.model, spec.train.seed)
         trainable_dtype = getattr(torch, spec.model.adapter.dtype)
 
-    class Trainer(RunTrainer, SFTTrainer):
-        pass
+    class Trainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
+        """TRL's trainer with what every stage adds."""
 
     trainable = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
     trainer: Any = Trainer(
         model=model,
         args=arguments,
-        train_dataset=Dataset.from_dict({"input_ids": data.train.ids, "labels": data.train.labels}),
+        train_dataset=datasets.Dataset.from_dict(sequences.columns()),
         processing_class=tokenizer,
     )
     restore_trainable(model, trainable)
@@ -139,7 +138,7 @@ def count_warmup_steps(context: RankContext, max_steps: int) -> int:
 
 def make_arguments(context: RankContext, max_steps: int, *, has_eval: bool) -> Any:
     """The plan in the Trainer's words. What is not named here has no effect on a run or is TRL 1.16's default."""
-    from trl import SFTConfig
+    from trl.trainer.sft_config import SFTConfig
 
     from .checkpoint import writing_folder
 
@@ -165,6 +164,8 @@ def make_arguments(context: RankContext, max_steps: int, *, has_eval: bool) -> A
         # Rows are tokens already, truncated and checked.
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
+        # Packed sequences are flattened into one per micro batch; where one row ends is told by the positions.
+        padding_free=train.packing,
         use_cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true",
         # peft hides the model's class, and the Trainer would look for unused parameters at every step.
         ddp_find_unused_parameters=False,
@@ -186,7 +187,9 @@ def restore_trainable(model: Any, weights: dict[str, Any]) -> None:
             parameter.data = weights[name].to(parameter.device)
 
 
-def record_data(ledger: LedgerWriter, context: RankContext, data: PreparedData, max_steps: int) -> None:
+def record_data(
+    ledger: LedgerWriter, context: RankContext, data: PreparedData, num_sequences: int, max_steps: int
+) -> None:
     """The events that say what the run starts from."""
     held_out = data.eval
     ledger.event(
@@ -195,6 +198,7 @@ def record_data(ledger: LedgerWriter, context: RankContext, data: PreparedData, 
         world_size=context.world_size,
         max_steps=max_steps,
         rows=len(data.train),
+        sequences=num_sequences,
         tokens=int(data.train.lengths.sum()),
         loss_tokens=data.train.num_loss_tokens,
         truncated_rows=data.train.num_truncated,

@@ -1,4 +1,4 @@
-"""``builtin:tiny``: a small Llama with a byte tokenizer and a chat template, the same on every machine, no downloads."""
+"""``builtin:tiny``: a small Llama with a byte tokenizer and a chat template, the same everywhere, no downloads."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ def make_tokenizer() -> "PreTrainedTokenizerFast":
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in (PAD, TURN_START, TURN_END)])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=TURN_END,
@@ -71,7 +71,7 @@ def write_tiny(folder: Path) -> None:
     from safetensors.torch import save_file
 
     model = make_model()
-    # Not model.save_pretrained: in a process group transformers 5.23 lets only rank 0 write, and each rank needs its own.
+    # Not model.save_pretrained: in a process group transformers 5.23 lets only rank 0 write, and every rank needs one.
     save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
     model.config.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)

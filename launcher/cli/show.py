@@ -1,8 +1,12 @@
 """Puts plans and states into plain text: the answer first, numbers with units and their arithmetic."""
 
+from typing import TYPE_CHECKING
+
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
-from launcher.observe.status import Status
+
+if TYPE_CHECKING:
+    from launcher.observe.status import Status
 
 
 def show_plan(plan: Plan, paths: RunPaths) -> str:
@@ -39,7 +43,7 @@ def show_plan(plan: Plan, paths: RunPaths) -> str:
     return "\n".join(lines)
 
 
-def show_status(status: Status) -> str:
+def show_status(status: "Status") -> str:
     """One run as lines of text."""
     steps = f"{status.step}/{status.max_steps}" if status.max_steps else str(status.step)
     job = f"job {status.job_id} on {status.cluster}" if status.job_id else status.cluster

@@ -12,6 +12,7 @@ def submit(
     overrides: Overrides = None,
     cluster: ClusterName = None,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Follow the run; Ctrl-C leaves it running.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, however many GPU-hours it may take.")] = False,
     as_json: AsJson = False,
     runs: RunsFolder = RUNS,
 ) -> None:
@@ -19,6 +20,7 @@ def submit(
     import json
     import sys
 
+    from launcher.errors import UserError
     from launcher.submit import prepare
     from launcher.submit import submit as hand_over
 
@@ -26,6 +28,14 @@ def submit(
 
     prepared = prepare(spec, overrides or [], cluster=cluster, runs=runs)
     print(show_plan(prepared.plan, prepared.paths), file=sys.stderr)
+    limit = prepared.plan.cluster.confirm_gpu_hours
+    if limit is not None and prepared.plan.gpu_hours > limit and not yes:
+        if not sys.stdin.isatty():
+            raise UserError(
+                f"up to {prepared.plan.gpu_hours:g} GPU-hours, {prepared.plan.cluster.name} asks above {limit:g}; "
+                "nothing was submitted\nhint: add --yes, or set a shorter resources.time"
+            )
+        typer.confirm(f"Up to {prepared.plan.gpu_hours:g} GPU-hours. Submit?", abort=True, err=True)
     submission = hand_over(prepared, spec)
     where = f"Slurm job {submission.job_id}" if submission.job_id else f"process {submission.pid} on this machine"
     print(f"submitted as {where}", file=sys.stderr)

@@ -104,6 +104,8 @@ class Exporter:
         """Seconds until ``share`` of the end's time is over; infinite while the run goes on."""
         if self._ended_at is None and (self._export.end.exists() or self._is_orphaned()):
             self._ended_at = time.monotonic()
+            # The limit holds whatever hangs from here on: the default action of SIGALRM ends this process.
+            signal.setitimer(signal.ITIMER_REAL, self._end_seconds)
         if self._ended_at is None:
             return float("inf")
         return self._ended_at + share * self._end_seconds - time.monotonic()

@@ -68,7 +68,9 @@ def gather_findings(paths: RunPaths) -> Findings:
 def make_summary(found: Findings) -> dict[str, Any]:
     """The summary as the value of ``summary.json``; times in seconds, ``tokens_per_s`` the median over the steps."""
     metrics = merge_metrics(found.rows)
-    skipped = sum(_count_skipped(row) for row in events(found.rows, "skipped_rows"))
+    # Every attempt reads the data again and says the same, so only the newest one's word counts.
+    skips = events(found.rows, "skipped_rows")
+    skipped = sum(_count_skipped(row) for row in skips if row["attempt"] == skips[-1]["attempt"])
     return {
         "v": SUMMARY_VERSION,
         "run_id": found.plan.run_id,

@@ -109,7 +109,7 @@ def format_sync(result: SyncResult) -> str:
         "the run goes on; its exporter writes the rest"
         if not result.is_over
         else {
-            "none": "nothing to upload",
+            "none": "no offline segment to upload",
             "no-login": f"not uploaded: no W&B login here. `wandb login` or WANDB_API_KEY, then: {result.next_command}",
             "failed": f"the upload failed, see {result.log}; then: {result.next_command}",
             "claimed": "wandb reports all segments as uploaded (the rows on the server were not counted)",

@@ -15,6 +15,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any, Literal
 
+from launcher.contract.files import write_text
 from launcher.contract.ledger import Row
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
@@ -22,7 +23,7 @@ from launcher.contract.plan import Plan
 from .artifacts import list_artifacts
 from .compare import Comparison, compare
 from .follow import LedgerFollower
-from .wandb_records import SENT_MARK, read_records
+from .wandb_records import SENT_MARK, SERVER_STEP_MARK, read_records
 from .wandb_run import STEP_KEY, ExportPaths, WandbRun, describe_run, is_owner
 
 EXIT_DONE = 0
@@ -52,6 +53,8 @@ def main(run_dir: str, mode: str, token: str, finish_seconds: str) -> int:
         print(f"wandb.init ({mode}) failed: {type(error).__name__}: {_first_line(error)}", flush=True)
         return EXIT_NO_INIT
     next_step = run.starting_step
+    if online:
+        write_text(Path(run.settings.sync_dir) / SERVER_STEP_MARK, str(next_step))
     known = set(records.recorded) | select_proven(records.uncertain, next_step, online=online)
     outcome = _follow(run, paths, token, known, first=next_step if online else 0)
     if outcome == "ended":

@@ -34,7 +34,7 @@ class ExportPaths:
     def end(self) -> Path:
         """The end mark. Whoever owns the run creates it to say: the run has ended, finish. A file and no signal,
         because Slurm sends signals to every process of a step."""
-        return self.root / "end"
+        return RunPaths(self.root.parent).wandb_end
 
     @property
     def owner(self) -> Path:

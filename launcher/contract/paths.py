@@ -37,6 +37,11 @@ class RunPaths:
         return self.rendered / "accelerate.yaml"
 
     @property
+    def ds_config(self) -> Path:
+        """The DeepSpeed configuration; only under zero2 and zero3."""
+        return self.rendered / "ds.json"
+
+    @property
     def job_script(self) -> Path:
         """What was handed to sbatch (or, locally, to bash)."""
         return self.rendered / "job.sh"
@@ -126,7 +131,8 @@ class RunPaths:
 
     @property
     def wandb_end(self) -> Path:
-        """Created by the supervisor when the run has ended: the exporter finishes."""
+        """Created by whoever owns the run when it has ended: the exporter finishes. A file and no signal, because
+        Slurm sends signals to every process of a step."""
         return self.wandb / "end"
 
     @property

@@ -1,30 +1,64 @@
 """Renders accelerate.yaml, for people who launch by hand with ``accelerate launch --config_file``."""
 
 import json
+from collections.abc import Iterator
+from typing import Any
 
+from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 
-from .environment import mixed_precision
+from .environment import MIXED_PRECISION, fsdp_settings
+
+DISTRIBUTED_TYPES = {"fsdp": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
 
 
-def render_accelerate(plan: Plan) -> str:
+def render_accelerate(plan: Plan, paths: RunPaths) -> str:
     """The accelerate configuration that equals the rank environment; ``num_processes`` is the total (accelerate's
     own meaning), and machine_rank, main_process_ip and main_process_port come from the command line of each node."""
+    strategy = plan.spec.parallel.strategy
     is_cpu = plan.cluster.accelerator == "cpu"
-    kind = "NO" if plan.topology.world_size == 1 else "MULTI_CPU" if is_cpu else "MULTI_GPU"
-    values = {
+    values: dict[str, Any] = {
         "compute_environment": "LOCAL_MACHINE",
         "debug": False,
-        "distributed_type": kind,
+        "distributed_type": DISTRIBUTED_TYPES.get(strategy) or _ddp_type(plan),
         "downcast_bf16": "no",
         "enable_cpu_affinity": False,
         "main_training_function": "main",
-        "mixed_precision": mixed_precision(plan),
+        "mixed_precision": MIXED_PRECISION,
         "num_machines": plan.topology.nodes,
         "num_processes": plan.topology.world_size,
         "rdzv_backend": "static",
         "same_network": True,
-        "use_cpu": is_cpu,
+        # With use_cpu accelerate 1.15 ignores FSDP and DeepSpeed.
+        "use_cpu": is_cpu and strategy == "ddp",
     }
-    lines = (f"{key}: {json.dumps(value)}" for key, value in values.items())
-    return f"# Rendered for {plan.run_id}: equals rank.env, for launching by hand.\n" + "\n".join(lines) + "\n"
+    if strategy == "fsdp":
+        values["fsdp_config"] = fsdp_settings(plan)
+    elif strategy in DISTRIBUTED_TYPES:
+        # Beside deepspeed_config_file accelerate 1.15 refuses mixed_precision (its default is "no"), zero_stage,
+        # offload, accumulation and clipping; without a launcher named, several nodes are reached by pdsh over ssh.
+        del values["mixed_precision"]
+        values["deepspeed_config"] = {
+            "deepspeed_config_file": str(paths.ds_config),
+            "deepspeed_multinode_launcher": "standard",
+        }
+    head = [f"# Rendered for {plan.run_id}: equals rank.env, for launching by hand."]
+    if is_cpu and strategy != "ddp":
+        head.append("# On CPU export ACCELERATE_TORCH_DEVICE=cpu too, which no key of this file stands for.")
+    return "\n".join([*head, *_yaml_lines(values)]) + "\n"
+
+
+def _ddp_type(plan: Plan) -> str:
+    if plan.topology.world_size == 1:
+        return "NO"
+    return "MULTI_CPU" if plan.cluster.accelerator == "cpu" else "MULTI_GPU"
+
+
+def _yaml_lines(values: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """A JSON scalar is a YAML scalar too, whatever is in it."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield f"{indent}{key}:"
+            yield from _yaml_lines(value, indent + "  ")
+        else:
+            yield f"{indent}{key}: {json.dumps(value)}"

@@ -1,14 +1,24 @@
 """Renders the environment of every rank, before its rank numbers."""
 
+from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 
+from .deepspeed import STAGES
 
-def rank_environment(plan: Plan) -> dict[str, str]:
+MIXED_PRECISION = "no"
+"""accelerate's own mixed precision, off under every strategy: dtypes are set on the weights and the jobs autocast.
+
+accelerate 1.15 would do something else under each one: outputs cast to float32 under DDP (prepare_model), trainable
+weights upcast and gradients reduced in 16 bits under FSDP2 (fsdp2_prepare_model, set_mixed_precision).
+"""
+
+
+def rank_environment(plan: Plan, paths: RunPaths) -> dict[str, str]:
     """Variable -> value; the profile's ``env`` has the last word. Holds no secret."""
     env = {
         # accelerate reads these when its state is created; TrainingArguments would come too late,
         # because TRL loads the model before the Accelerator exists.
-        **strategy_environment(plan),
+        **strategy_environment(plan, paths),
         "OMP_NUM_THREADS": str(plan.topology.cpus_per_rank or 1),
         "TOKENIZERS_PARALLELISM": "false",  # forked data-loader workers deadlock with its threads
         "PYTHONUNBUFFERED": "1",
@@ -23,19 +33,37 @@ def rank_environment(plan: Plan) -> dict[str, str]:
     return env | plan.cluster.env
 
 
-def strategy_environment(plan: Plan) -> dict[str, str]:
+def strategy_environment(plan: Plan, paths: RunPaths) -> dict[str, str]:
     """accelerate's own variables, as ``accelerate launch`` would export them for the rendered accelerate.yaml."""
-    env = {"ACCELERATE_MIXED_PRECISION": mixed_precision(plan)}
+    strategy = plan.spec.parallel.strategy
+    env = {"ACCELERATE_MIXED_PRECISION": MIXED_PRECISION}
     if plan.cluster.accelerator == "cpu":
-        env["ACCELERATE_USE_CPU"] = "true"
+        # ACCELERATE_USE_CPU makes accelerate 1.15 run FSDP and DeepSpeed as plain DDP, without a word.
+        env |= {"ACCELERATE_USE_CPU": "true"} if strategy == "ddp" else {"ACCELERATE_TORCH_DEVICE": "cpu"}
+    if strategy == "fsdp":
+        env |= {"ACCELERATE_USE_FSDP": "true"}
+        env |= {name.upper(): _word(value) for name, value in fsdp_settings(plan).items()}
+    elif strategy in STAGES:
+        env |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(paths.ds_config)}
     return env
 
 
-def mixed_precision(plan: Plan) -> str:
-    """accelerate's word for the computation's dtype; ``no`` on CPU, where dtypes are set on the model."""
-    if plan.cluster.accelerator == "cpu":
-        return "no"
-    return {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}[plan.spec.model.dtype]
+def fsdp_settings(plan: Plan) -> dict[str, str | int | bool]:
+    """FSDP2 in the words of accelerate.yaml; in upper case they are its environment variables."""
+    return {
+        "fsdp_version": 2,
+        # One group for each layer class that the model names itself (``_no_split_modules``).
+        "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "fsdp_reshard_after_forward": True,
+        "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+        # Parameters together with gradients and optimizer states; FSDP2 has no other kind.
+        "fsdp_offload_params": plan.spec.parallel.offload == "all",
+        # Off, accelerate's launcher has it on: rank 0 alone would read the weights, and for 4-bit ones accelerate 1.15
+        # leaves out the broadcast to the other ranks (fsdp2_prepare_model).
+        "fsdp_cpu_ram_efficient_loading": False,
+        # train.gradient_checkpointing does it under every strategy; both at once raise.
+        "fsdp_activation_checkpointing": False,
+    }
 
 
 def format_environment(env: dict[str, str]) -> str:
@@ -48,3 +76,7 @@ def format_environment(env: dict[str, str]) -> str:
         if "\n" in value:
             raise ValueError(f"{name}: a newline in an environment variable's value")
     return "".join(f"{name}={value}\n" for name, value in sorted(env.items()))
+
+
+def _word(value: str | int | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -22,9 +22,10 @@ def end(paths: RunPaths, state: str = "completed", reason: str = "all ranks fini
 def test_a_completed_run(tmp_path: Path) -> None:
     paths = make_run(tmp_path)
     write_steps(paths, attempt=1, steps=range(0, 11), loss=1.0)
-    writer = LedgerWriter(paths.ledger(1), 1)
-    writer.event("skipped_rows", count=3, rows=["a.json:1", "a.json:2", "a.json:9"])
-    writer.close()
+    for attempt in (1, 2):
+        writer = LedgerWriter(paths.ledger(attempt), attempt)
+        writer.event("skipped_rows", count=3, rows=["a.json:1", "a.json:2", "a.json:9"])
+        writer.close()
     write_completion(paths)
     end(paths)
 

@@ -1,0 +1,204 @@
+"""Renders ds.json: a DeepSpeed config with what the plan decides written into it as numbers."""
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from launcher.contract.plan import Plan
+from launcher.contract.spec import Spec
+
+AUTO = "auto"
+STAGES = {"zero2": 2, "zero3": 3}
+OFFLOADED = {
+    "none": (),
+    "optimizer": ("zero_optimization.offload_optimizer",),
+    "all": ("zero_optimization.offload_optimizer", "zero_optimization.offload_param"),
+}
+DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""DeepSpeed's words."""
+
+OWNERS = {
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch",
+    "gradient_clipping": "train.max_grad_norm",
+    "bf16.enabled": "model.dtype",
+    "fp16.enabled": "model.dtype",
+    "torch_autocast.enabled": "model.dtype",
+    "torch_autocast.dtype": "model.dtype",
+    "torch_autocast.lower_precision_safe_modules": "model.dtype",
+    "zero_allow_untested_optimizer": "train.optimizer",
+    "zero_force_ds_cpu_optimizer": "train.optimizer",
+}
+"""DeepSpeed's key -> the key of the spec that decides it: in a config of the user's it is ``auto`` or not there."""
+
+SECTIONS = {
+    "optimizer": ("train.optimizer", {"adamw": "AdamW", "sgd": "SGD"}),
+    "scheduler": (
+        "train.scheduler",
+        {"cosine": "WarmupCosineLR", "linear": "WarmupDecayLR", "constant": "WarmupLR"},
+    ),
+}
+"""Section -> the key of the spec that decides it, and what its values are called by DeepSpeed.
+
+The rendered file has neither: the Trainer hands torch's own optimizer and schedule to every strategy, so that they
+are the same under all of them.
+"""
+
+FILLED_LATER = (
+    # From the model's hidden size, which the launcher does not know (transformers 5.23, integrations/deepspeed.py,
+    # trainer_config_finalize).
+    "zero_optimization.reduce_bucket_size",
+    "zero_optimization.stage3_prefetch_bucket_size",
+    "zero_optimization.stage3_param_persistence_threshold",
+)
+
+
+def render_deepspeed(plan: Plan, base: Mapping[str, Any]) -> str:
+    """``base`` with the plan's values over it, as JSON text."""
+    return json.dumps(merge(plan, base), indent=2) + "\n"
+
+
+def merge(plan: Plan, base: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the plan's values over it.
+
+    They are numbers rather than ``auto``: transformers' check (HfTrainerDeepSpeedConfig.trainer_config_process) takes
+    a number that equals the Trainer's own, and refuses to train on another.
+    """
+    config = {key: value for key, value in copy.deepcopy(dict(base)).items() if key not in SECTIONS}
+    for section in OFFLOADED["all"]:
+        if section not in OFFLOADED[plan.spec.parallel.offload]:
+            config.get("zero_optimization", {}).pop(section.split(".")[1], None)
+    for key, value in _defaults(plan).items():
+        if get_value(config, key) in (None, AUTO):
+            _set_value(config, key, value)
+    for key, value in _decided(plan).items():
+        _set_value(config, key, value)
+    return config
+
+
+def find_conflicts(spec: Spec, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Message and hint of each value in a user's ``config`` that contradicts ``spec``, or that nothing would fill in.
+
+    Shapes are taken as :func:`launcher.render.deepspeed_keys.find_unknown` has found them.
+    """
+    decided = {"zero_optimization.stage": ("parallel.strategy", STAGES[spec.parallel.strategy])}
+    for section in OFFLOADED["all"]:
+        device = "cpu" if section in OFFLOADED[spec.parallel.offload] else "none"
+        decided[f"{section}.device"] = ("parallel.offload", device)
+    for key, value in _leaves(config):
+        section = key.split(".")[0]
+        if section in SECTIONS:
+            yield from _section_conflict(spec, key, value)
+        elif value == AUTO:
+            if key not in {*OWNERS, *FILLED_LATER, *decided, *_DEFAULT_KEYS}:
+                yield f'{key} is "auto", and nothing fills it in', "write a value, or remove it"
+        elif key in OWNERS:
+            yield _complain(key, value, OWNERS[key])
+        elif key in decided and value != decided[key][1]:
+            yield _complain(key, value, decided[key][0])
+
+
+def get_value(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted ``key``; None where it, or a section around it, is not there."""
+    value: Any = config
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _decided(plan: Plan) -> dict[str, Any]:
+    """Dotted key -> what the plan says, whatever was there."""
+    spec = plan.spec
+    storage = _engine_dtype(spec)
+    values: dict[str, Any] = {
+        "train_batch_size": plan.batch.global_batch,
+        "train_micro_batch_size_per_gpu": plan.batch.micro,
+        "gradient_accumulation_steps": plan.batch.accumulation,
+        # Said even where it is 0: DeepSpeed 0.19 clips at 1.0 where the key is left out.
+        "gradient_clipping": spec.train.max_grad_norm,
+        "bf16.enabled": storage == "bfloat16",
+        "fp16.enabled": storage == "float16",
+        "zero_optimization.stage": STAGES[spec.parallel.strategy],
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": _takes_deepspeed_adam(plan),
+    }
+    for section in OFFLOADED[spec.parallel.offload]:
+        values[f"{section}.device"] = "cpu"
+    trainable, computed = _trainable_dtype(spec), spec.model.dtype
+    if trainable != computed and computed != "float32":
+        # DeepSpeed's engine ends an autocast from outside where it has none of its own (torch_autocast.py,
+        # autocast_if_enabled). No module is named, so that gradients are reduced in the dtype of their weights.
+        values["torch_autocast.enabled"] = True
+        values["torch_autocast.dtype"] = computed
+        values["torch_autocast.lower_precision_safe_modules"] = []
+    else:
+        values["torch_autocast.enabled"] = False
+    return values
+
+
+def _defaults(plan: Plan) -> dict[str, Any]:
+    """Dotted key -> what holds where the user's config says nothing."""
+    dtype = DTYPES[_trainable_dtype(plan.spec)]
+    values: dict[str, Any] = dict.fromkeys(_DEFAULT_KEYS, dtype)  # as DDP does: in the dtype of the trained weights
+    for section in OFFLOADED[plan.spec.parallel.offload]:
+        values[f"{section}.pin_memory"] = plan.cluster.accelerator == "cuda"
+    return values
+
+
+_DEFAULT_KEYS = ("communication_data_type", "data_types.grad_accum_dtype")
+
+
+def _trainable_dtype(spec: Spec) -> str:
+    return spec.model.dtype if spec.model.adapter is None else spec.model.adapter.dtype
+
+
+def _engine_dtype(spec: Spec) -> str:
+    """The 16-bit mode of the engine: DeepSpeed 0.19 casts every weight to it (engine.py,
+    _cast_module_mixed_precision), so it is off where adapter and base differ.
+
+    But it is also the dtype in which zero.Init lays out an unquantized model before its weights are read, and what
+    came through zero.Init is not cast any more: there an adapter keeps its own dtype.
+    """
+    has_zero_init = spec.parallel.strategy == "zero3" and spec.model.quantization == "none"
+    return spec.model.dtype if has_zero_init or _trainable_dtype(spec) == spec.model.dtype else "float32"
+
+
+def _takes_deepspeed_adam(plan: Plan) -> bool:
+    """Whether accelerate may trade torch's optimizer for DeepSpeed's compiled AdamW when states are offloaded.
+
+    It pays where all weights are trained, on nodes with a GPU. accelerate 1.15 would put it in place of SGD too
+    (utils/deepspeed.py, map_pytorch_optim_to_deepspeed).
+    """
+    train_all = plan.spec.model.adapter is None
+    return plan.cluster.accelerator == "cuda" and train_all and plan.spec.train.optimizer == "adamw"
+
+
+def _section_conflict(spec: Spec, key: str, value: Any) -> Iterator[tuple[str, str]]:
+    section, _, name = key.partition(".")
+    owner, names = SECTIONS[section]
+    wanted = names[getattr(spec.train, section)]
+    is_same = str(value).lower() == wanted.lower() if name == "type" else value == AUTO
+    if not is_same and value != AUTO:
+        yield _complain(key, value, owner)
+
+
+def _complain(key: str, value: Any, owner: str) -> tuple[str, str]:
+    hint = f'write "auto" there or remove it; {owner} of the spec sets it'
+    return f"{key} is {json.dumps(value)}, but {owner} decides it", hint
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _set_value(config: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        config = config.setdefault(section, {})
+    config[name] = value
