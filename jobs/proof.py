@@ -50,7 +50,8 @@ def count_parameters(model: Any) -> dict[str, int]:
         total += elements
         local += elements
         trainable += parameter.numel() if parameter.requires_grad else 0
-    quantized = sum(type(module).__name__ in ("Linear4bit", "Linear8bitLt") for module in model.modules())
+    # By the package: peft wraps each of these in a layer of its own with the same class name.
+    quantized = sum(type(module).__module__.startswith("bitsandbytes.nn") for module in model.modules())
     return {"params_total": total, "params_local": local, "trainable_params": trainable, "quantized_layers": quantized}
 
 

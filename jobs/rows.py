@@ -107,7 +107,7 @@ def _read_csv(path: Path, text: str) -> Iterator[Row]:
             problem = f"{len(surplus)} more fields than the header" if surplus else None
             yield Row(str(path), number, value, problem)
     except csv.Error as error:
-        raise JobError(f"{path}: line {reader.line_num}: {error}") from error
+        raise JobError(f"{path}: line {reader.reader.line_num}: {error}") from error
 
 
 def _read_text(path: Path, text: str) -> Iterator[Row]:

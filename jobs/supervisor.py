@@ -92,9 +92,12 @@ def _attempt(paths: RunPaths, plan: Plan, number: int) -> int:
 
 
 def newest_checkpoint(paths: RunPaths) -> Path | None:
-    """The checkpoint of the highest step whose files are as its manifest says."""
-    folders = sorted(paths.checkpoints.glob("a*/step-*"), key=lambda folder: (folder.name, folder.parent.name))
-    return next((folder for folder in reversed(folders) if not find_problems(folder)), None)
+    """The newest checkpoint whose files are as its manifest says.
+
+    Newest is by attempt, then by step: a later attempt may have gone back to an earlier step.
+    """
+    folders = sorted(paths.checkpoints.glob("a*/step-*"), reverse=True)
+    return next((folder for folder in folders if not find_problems(folder)), None)
 
 
 def _run_ranks(paths: RunPaths, plan: Plan, attempt: Attempt, allocation: Allocation) -> Ending:

@@ -2,7 +2,7 @@
 
 import typer
 
-from . import cancel, collect, devcluster, init, logs, plan, status, submit, sync
+from . import cancel, collect, devcluster, init, logs, plan, resume, status, submit, sync
 
 app = typer.Typer(
     name="tuneyard",
@@ -20,6 +20,7 @@ app.command(name="submit")(submit.submit)
 app.command(name="status")(status.status)
 app.command(name="logs")(logs.logs)
 app.command(name="cancel")(cancel.cancel)
+app.command(name="resume")(resume.resume)
 app.command(name="collect")(collect.collect)
 app.command(name="sync")(sync.sync)
 # Its arguments, --help too, are the script's own.

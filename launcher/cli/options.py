@@ -19,5 +19,7 @@ RunName = Annotated[
     str, typer.Argument(help="Run id, unique prefix, name, directory, last, last-1.", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+Wait = Annotated[bool, typer.Option("--wait", "-w", help="Follow the run; Ctrl-C leaves it running.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, however many GPU-hours it may take.")]
 
 RUNS = Path("runs")

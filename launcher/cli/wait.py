@@ -14,7 +14,8 @@ FILE_SECONDS = 1.0
 
 def wait_for(paths: RunPaths, poll_seconds: float) -> int:
     """Print progress to stderr until the run has ended; returns its exit code, 130 for Ctrl-C."""
-    shown, last_line = -1, ""
+    # A resumed run has rows already, and its record says completed or failed until the new attempt begins.
+    shown, last_line = max((row["step"] for row in merge_metrics(read_run(paths))), default=-1), ""
     next_question = 0.0
     try:
         while True:

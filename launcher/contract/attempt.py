@@ -46,4 +46,6 @@ class Attempt:
 
 def read_attempts(paths: RunPaths) -> list[Attempt]:
     """All attempts of a run, by number."""
-    return [from_value(Attempt, read_json(path)) for path in sorted(paths.attempts.glob("a*.json"))]
+    # Beside a02.json lie the records of what it continued: a01.submission.json, a01.completion.json.
+    files = sorted(path for path in paths.attempts.glob("a*.json") if path.stem.removeprefix("a").isdigit())
+    return [from_value(Attempt, read_json(path)) for path in files]

@@ -43,14 +43,19 @@ def prepare(spec_path: Path, overrides: Sequence[str], *, cluster: str | None, r
     digest = digest_request(loaded.spec, profile, launcher.__version__)
     run_id = name_run(loaded.spec.name, digest, lambda name: RunPaths(runs / name).submission.exists())
     plan = make_plan(loaded, profile, run_id=run_id, runs=runs, version=launcher.__version__)
-    paths = RunPaths(runs / run_id)
-    rendered = render(plan, paths)
-    script = job_script(plan, paths) if profile.scheduler == "slurm" else local_script(plan, paths)
+    prepared = render_all(plan)
+    write_text(prepared.paths.spec_source, loaded.source)
+    return prepared
 
+
+def render_all(plan: Plan) -> Prepared:
+    """Render ``plan`` and write it, with what was rendered, to its run directory."""
+    paths = RunPaths(Path(plan.runs) / plan.run_id)
+    rendered = render(plan, paths)
+    script = job_script(plan, paths) if plan.cluster.scheduler == "slurm" else local_script(plan, paths)
     make_folder(paths.root)
     paths.root.chmod(0o700)  # even where the folder existed: logs and data paths are nobody else's business
     shutil.rmtree(paths.rendered, ignore_errors=True)
-    write_text(paths.spec_source, loaded.source)
     write_json(paths.spec, to_value(plan.spec))
     plan.save(paths.plan)
     for relative, text in rendered.items():

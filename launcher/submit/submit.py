@@ -35,8 +35,10 @@ class Submission:
     pid_start: int | None = None
 
 
-def submit(prepared: Prepared, spec_path: Path) -> Submission:
+def submit(prepared: Prepared, repository: Path) -> Submission:
     """Snapshot the code, hand the run over, and write submission.json.
+
+    ``repository`` is a file or folder in the user's git repository, whose state is recorded.
 
     Raises:
         UserError: the run has been submitted already.
@@ -52,7 +54,7 @@ def submit(prepared: Prepared, spec_path: Path) -> Submission:
     )
     _claim(paths, submission)
     try:
-        take_snapshot(paths, spec_path)
+        take_snapshot(paths, repository)
         make_folder(paths.root / "logs")
         _hand_secrets_over(plan, paths)
         values = to_value(submission)

@@ -1,0 +1,29 @@
+"""tuneyard resume: go on with a run from its newest verified checkpoint."""
+
+from pathlib import Path
+
+from .options import RUNS, AsJson, ClusterName, Overrides, RunName, RunsFolder, Wait, Yes
+
+
+def resume(
+    run: RunName,
+    overrides: Overrides = None,
+    cluster: ClusterName = None,
+    wait: Wait = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Go on with a run that has ended, as a new attempt; train.max_steps=N extends a finished one."""
+    from launcher.errors import UserError
+    from launcher.observe import find_run, read_status
+    from launcher.submit.resume import prepare_resume
+
+    from .handover import hand_over
+
+    paths = find_run(run, runs)
+    state = read_status(paths).state
+    if state in ("pending", "running", "unknown"):
+        raise UserError(f"{paths.root.name} is {state}; only a run that has ended can be resumed")
+    prepared = prepare_resume(paths, overrides or [], cluster=cluster)
+    hand_over(prepared, Path(), wait=wait, yes=yes, as_json=as_json)

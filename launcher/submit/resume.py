@@ -1,0 +1,95 @@
+"""Continues a run in its own directory, from its newest verified checkpoint, as a new attempt."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import launcher
+from launcher.contract.attempt import read_attempts
+from launcher.contract.ledger import merge_metrics, read_run
+from launcher.contract.paths import RunPaths
+from launcher.contract.plan import Plan
+from launcher.contract.spec import Spec
+from launcher.errors import SpecError, UserError
+from launcher.plan import make_plan
+from launcher.spec import LoadedSpec, load_spec
+
+from .choose import choose_cluster
+from .prepare import Prepared, render_all, resolve_cluster
+
+FREE_SECTIONS = ("resources", "tracking", "cluster")
+"""What may differ when a run goes on; of ``train`` the keys below."""
+FREE_TRAIN_KEYS = (
+    "micro_batch",
+    "max_steps",
+    "epochs",
+    "save_every_steps",
+    "eval_every_steps",
+    "keep_last",
+    "keep_best",
+)
+
+
+def prepare_resume(paths: RunPaths, overrides: Sequence[str], *, cluster: str | None) -> Prepared:
+    """Plan the continuation of the run in ``paths``, with ``overrides`` laid over its spec, and render it.
+
+    Raises:
+        UserError: an override would make it another run, or there is nothing left to do; nothing is changed then.
+    """
+    before = Plan.load(paths.plan)
+    # The effective spec as JSON is YAML too, with every path absolute and every override in it.
+    loaded = load_spec(paths.spec, overrides)
+    _refuse_another_run(loaded, before.spec)
+    profile = before.cluster if cluster is None else resolve_cluster(choose_cluster(cluster, None))
+    plan = make_plan(loaded, profile, run_id=before.run_id, runs=Path(before.runs), version=launcher.__version__)
+    if paths.completion.exists():
+        done = max((row["step"] for row in merge_metrics(read_run(paths))), default=0)
+        length = (plan.spec.train.max_steps, plan.spec.train.epochs)
+        if length == (before.spec.train.max_steps, before.spec.train.epochs) or (length[0] or done + 1) <= done:
+            raise UserError(
+                f"{before.run_id} is complete at step {done}; nothing was submitted\n"
+                f"hint: tuneyard resume {before.run_id} train.max_steps={2 * done} goes on from there"
+            )
+    _reopen(paths)
+    return render_all(plan)
+
+
+def _refuse_another_run(loaded: LoadedSpec, before: Spec) -> None:
+    """What decides the weights and the order of the rows stays as it was."""
+    problems = []
+    for section in dataclasses.fields(Spec):
+        old, new = getattr(before, section.name), getattr(loaded.spec, section.name)
+        if section.name in FREE_SECTIONS or old == new:
+            continue
+        if not dataclasses.is_dataclass(new) or old is None:
+            keys = [section.name]
+        else:
+            names = [field.name for field in dataclasses.fields(new)]
+            keys = [
+                f"{section.name}.{name}"
+                for name in names
+                if getattr(old, name) != getattr(new, name)
+                and not (section.name == "train" and name in FREE_TRAIN_KEYS)
+            ]
+        for key in keys:
+            hint = "submit the file as a new run instead"
+            problems.append(loaded.problem(key, "cannot change when a run is resumed: it would be another run", hint))
+    if problems:
+        raise SpecError(problems)
+
+
+def _reopen(paths: RunPaths) -> None:
+    """Move the records of the last start into the attempts' folder, so that the run can be handed over again.
+
+    Raises:
+        UserError: the run was never submitted, or another command resumes it at this moment.
+    """
+    number = max((attempt.number for attempt in read_attempts(paths)), default=0)
+    try:
+        os.rename(paths.submission, paths.attempts / f"a{number:02d}.submission.json")
+    except FileNotFoundError:
+        raise UserError(f"{paths.root.name} is not submitted, or is being resumed by another command") from None
+    if paths.completion.exists():
+        os.rename(paths.completion, paths.attempts / f"a{number:02d}.completion.json")
+    paths.cancelled.unlink(missing_ok=True)
