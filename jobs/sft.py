@@ -206,5 +206,8 @@ def record_data(
         eval_rows_in_train=data.num_eval_rows_in_train,
         resumed_from=str(context.resume_from.relative_to(context.paths.root)) if context.resume_from else None,
     )
+    batch = context.plan.batch.global_batch
+    if num_sequences < batch:
+        print(f"note: {num_sequences} sequences fill a global batch of {batch} only by repeating", flush=True)
     if data.skipped:
         ledger.event("skipped_rows", count=len(data.skipped), rows=[asdict(row) for row in data.skipped[:LISTED]])

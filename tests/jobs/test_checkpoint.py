@@ -1,0 +1,42 @@
+"""Which checkpoints stay."""
+
+from pathlib import Path
+
+from jobs.checkpoint import prune
+from launcher.contract.manifest import find_problems, publish
+from launcher.contract.paths import RunPaths
+
+
+def make(paths: RunPaths, attempt: int, step: int, loss: float | None) -> Path:
+    folder = paths.checkpoint(attempt, 0).parent / ".writing"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_text(f"{attempt} {step}")
+    target = paths.checkpoint(attempt, step)
+    publish(folder, target, step=step, metrics={} if loss is None else {"eval_loss": loss, "eval_accuracy": loss})
+    return target
+
+
+def test_the_last_and_the_best_stay(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    made = [make(paths, 1, step, loss) for step, loss in ((10, 3.0), (20, 1.0), (30, 2.0), (40, None), (50, 2.5))]
+    assert prune(paths, 2, "eval_loss") == [made[0], made[2]]
+    assert all(find_problems(path) == [] for path in (made[1], made[3], made[4]))
+    assert not made[0].exists()
+    assert prune(paths, 2, "eval_accuracy") == [made[1]]
+    assert prune(paths, 1, None) == [made[3]]
+
+
+def test_a_later_attempt_is_newer_even_at_an_earlier_step(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    old = [make(paths, 1, step, None) for step in (10, 20)]
+    new = make(paths, 2, 15, None)
+    assert prune(paths, 1, "eval_loss") == old
+    assert new.exists()
+
+
+def test_what_is_not_complete_is_not_counted(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    kept = make(paths, 1, 10, None)
+    paths.checkpoint(1, 20).mkdir()
+    assert prune(paths, 1, None) == []
+    assert kept.exists()

@@ -1,0 +1,54 @@
+"""What progress counts, and when it stops a run."""
+
+import math
+from pathlib import Path
+
+import numpy
+import pytest
+
+from jobs.context import RankContext
+from jobs.errors import JobError
+from jobs.order import RowOrder
+from jobs.progress import Progress
+from launcher.contract.heartbeat import read_heartbeats
+from launcher.contract.ledger import LedgerWriter, read_rows
+from launcher.contract.paths import RunPaths
+from tests.plans import LOCAL, plan_on
+
+
+@pytest.fixture
+def progress(tmp_path: Path) -> Progress:
+    """Global batches of 8 from 5 rows with 1, 10, ... 10000 tokens: the sum tells which rows were used."""
+    paths = RunPaths(tmp_path)
+    context = RankContext(paths=paths, plan=plan_on(LOCAL), attempt=1, rank=0, local_rank=0, world_size=4, node="n0")
+    ledger = LedgerWriter(paths.ledger(1), 1)
+    return Progress(context, ledger, RowOrder(5, 0, 1000), 10 ** numpy.arange(5), max_steps=100)
+
+
+def test_tokens_are_those_of_the_rows_used_so_far(progress: Progress) -> None:
+    stream, lengths = RowOrder(5, 0, 1000).indices(0, 1000), 10 ** numpy.arange(5)
+    for start in (0, 3):  # from the start, then resumed
+        progress.begin(start)
+        for step in range(start + 1, 8):
+            progress.record_step(step, loss=1.0, learning_rate=0.1, grad_norm=1.0)
+    rows = read_rows(progress.context.paths.ledger(1))
+    assert [row["step"] for row in rows] == [*range(1, 8), *range(4, 8)]
+    assert all(row["tokens"] == lengths[stream[: row["step"] * 8]].sum() for row in rows)
+    assert all(row["epoch"] == row["step"] * 8 / 5 for row in rows)
+    assert read_heartbeats(progress.context.paths)[0].phase == "train"
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_is_in_the_ledger(progress: Progress) -> None:
+    progress.begin(0)
+    with pytest.raises(JobError, match="the loss is nan at step 1"):
+        progress.record_step(1, loss=math.nan, learning_rate=0.1, grad_norm=math.nan)
+    (row,) = read_rows(progress.context.paths.ledger(1))
+    assert (row["event"], row["step"]) == ("nan", 1)
+
+
+def test_only_a_step_with_rate_and_gradient_moves_weights(progress: Progress) -> None:
+    progress.begin(0)
+    progress.record_step(1, loss=1.0, learning_rate=0.0, grad_norm=1.0)
+    assert not progress.has_moved
+    progress.record_step(2, loss=1.0, learning_rate=0.1, grad_norm=1.0)
+    assert progress.has_moved
