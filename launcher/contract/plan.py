@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .cluster import Cluster
 from .files import read_json, write_json
@@ -52,6 +53,8 @@ class Plan:
     cluster: Cluster
     topology: Topology
     batch: Batch
+    ds_base: dict[str, Any] | None = None
+    """The DeepSpeed config that ds.json is merged over, as it was read; None without DeepSpeed."""
     gpu_hours: float
     """Upper bound: nodes x ranks per node x wall-time limit."""
     warnings: list[Note] = field(default_factory=list)

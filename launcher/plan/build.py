@@ -1,6 +1,7 @@
 """Builds the plan: topology, batch, upper bound of GPU-hours, warnings; reports all that does not fit."""
 
 from pathlib import Path
+from typing import Any
 
 from launcher.contract.cluster import Cluster
 from launcher.contract.plan import Note, Plan, Topology
@@ -10,10 +11,19 @@ from launcher.spec import LoadedSpec
 from launcher.spec.durations import parse_minutes
 
 from .batch import BatchError, derive_batch
+from .combine import find_complaints
 
 
-def make_plan(loaded: LoadedSpec, cluster: Cluster, *, run_id: str, runs: Path, version: str) -> Plan:
-    """Plan ``loaded`` on ``cluster``.
+def make_plan(
+    loaded: LoadedSpec,
+    cluster: Cluster,
+    *,
+    run_id: str,
+    runs: Path,
+    version: str,
+    ds_base: dict[str, Any] | None = None,
+) -> Plan:
+    """Plan ``loaded`` on ``cluster``; ``ds_base`` is what :func:`launcher.render.read_base` gives for its spec.
 
     Raises:
         SpecError: with every key that does not fit the cluster or its other keys.
@@ -29,6 +39,7 @@ def make_plan(loaded: LoadedSpec, cluster: Cluster, *, run_id: str, runs: Path, 
         time_minutes=parse_minutes(spec.resources.time),
     )
     problems += _cluster_problems(loaded, cluster, topology)
+    problems += [loaded.problem(*complaint) for complaint in find_complaints(spec, cluster, ds_base)]
     try:
         batch = derive_batch(
             micro=spec.train.micro_batch, global_batch=spec.train.global_batch, world_size=topology.world_size
@@ -45,6 +56,7 @@ def make_plan(loaded: LoadedSpec, cluster: Cluster, *, run_id: str, runs: Path, 
         cluster=cluster,
         topology=topology,
         batch=batch,
+        ds_base=ds_base,
         gpu_hours=round(topology.world_size * topology.time_minutes / 60, 2),
         warnings=_warnings(spec, cluster, topology),
     )

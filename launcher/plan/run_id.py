@@ -10,9 +10,9 @@ from launcher.contract.spec import Spec
 from launcher.contract.values import to_value
 
 
-def digest_request(spec: Spec, cluster: Cluster, version: str) -> str:
-    """Six hexadecimal digits over the spec, the resolved cluster profile and tuneyard's version."""
-    value: dict[str, Any] = {"spec": to_value(spec), "cluster": to_value(cluster), "tuneyard": version}
+def digest_request(spec: Spec, cluster: Cluster, version: str, ds_base: dict[str, Any] | None = None) -> str:
+    """Six hexadecimal digits over the spec, the resolved profile, tuneyard's version and the DeepSpeed config."""
+    value: dict[str, Any] = {"spec": to_value(spec), "cluster": to_value(cluster), "tuneyard": version, "ds": ds_base}
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:6]
 
 

@@ -1,8 +1,5 @@
 """Plan -> the files that the job reads; pure, but for :func:`read_base`, which the caller hands to the rest."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 
@@ -14,22 +11,20 @@ from .environment import format_environment, rank_environment
 __all__ = ["read_base", "render"]
 
 
-def render(plan: Plan, paths: RunPaths, ds_base: Mapping[str, Any] | None = None) -> dict[str, str]:
+def render(plan: Plan, paths: RunPaths) -> dict[str, str]:
     """Path relative to the run directory -> text, for everything below ``rendered/`` but the job script.
-
-    ``ds_base`` is what :func:`read_base` gives for the plan's spec: the DeepSpeed config to merge over.
 
     The job script is submitit's text (see ``launcher.submit.slurm``), so that what is shown is what is submitted.
 
     Raises:
-        ValueError: the strategy is zero2 or zero3, and there is no ``ds_base``.
+        ValueError: the strategy is zero2 or zero3, and the plan has no ``ds_base``.
     """
     files = {
         paths.rank_env: format_environment(rank_environment(plan, paths)),
         paths.accelerate: render_accelerate(plan, paths),
     }
     if plan.spec.parallel.strategy in STAGES:
-        if ds_base is None:
+        if plan.ds_base is None:
             raise ValueError(f"{plan.spec.parallel.strategy} needs a DeepSpeed config to merge over")
-        files[paths.ds_config] = render_deepspeed(plan, ds_base)
+        files[paths.ds_config] = render_deepspeed(plan, plan.ds_base)
     return {path.relative_to(paths.root).as_posix(): text for path, text in files.items()}

@@ -53,6 +53,12 @@ FILLED_LATER = (
     "zero_optimization.stage3_prefetch_bucket_size",
     "zero_optimization.stage3_param_persistence_threshold",
 )
+FILLED_HERE = (
+    "communication_data_type",
+    "data_types.grad_accum_dtype",
+    *(f"{section}.pin_memory" for section in OFFLOADED["all"]),
+)
+"""What :func:`merge` fills in where it is ``auto`` or not there."""
 
 
 def render_deepspeed(plan: Plan, base: Mapping[str, Any]) -> str:
@@ -83,7 +89,9 @@ def find_conflicts(spec: Spec, config: Mapping[str, Any]) -> Iterator[tuple[str,
 
     Shapes are taken as :func:`launcher.render.deepspeed_keys.find_unknown` has found them.
     """
-    decided = {"zero_optimization.stage": ("parallel.strategy", STAGES[spec.parallel.strategy])}
+    decided: dict[str, tuple[str, object]] = {
+        "zero_optimization.stage": ("parallel.strategy", STAGES[spec.parallel.strategy])
+    }
     for section in OFFLOADED["all"]:
         device = "cpu" if section in OFFLOADED[spec.parallel.offload] else "none"
         decided[f"{section}.device"] = ("parallel.offload", device)
@@ -92,7 +100,7 @@ def find_conflicts(spec: Spec, config: Mapping[str, Any]) -> Iterator[tuple[str,
         if section in SECTIONS:
             yield from _section_conflict(spec, key, value)
         elif value == AUTO:
-            if key not in {*OWNERS, *FILLED_LATER, *decided, *_DEFAULT_KEYS}:
+            if key not in {*OWNERS, *FILLED_LATER, *FILLED_HERE, *decided}:
                 yield f'{key} is "auto", and nothing fills it in', "write a value, or remove it"
         elif key in OWNERS:
             yield _complain(key, value, OWNERS[key])
@@ -141,13 +149,11 @@ def _decided(plan: Plan) -> dict[str, Any]:
 def _defaults(plan: Plan) -> dict[str, Any]:
     """Dotted key -> what holds where the user's config says nothing."""
     dtype = DTYPES[_trainable_dtype(plan.spec)]
-    values: dict[str, Any] = dict.fromkeys(_DEFAULT_KEYS, dtype)  # as DDP does: in the dtype of the trained weights
+    # As DDP does: gradients are summed and reduced in the dtype of the trained weights.
+    values: dict[str, Any] = {"communication_data_type": dtype, "data_types.grad_accum_dtype": dtype}
     for section in OFFLOADED[plan.spec.parallel.offload]:
         values[f"{section}.pin_memory"] = plan.cluster.accelerator == "cuda"
     return values
-
-
-_DEFAULT_KEYS = ("communication_data_type", "data_types.grad_accum_dtype")
 
 
 def _trainable_dtype(spec: Spec) -> str:

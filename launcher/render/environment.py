@@ -22,7 +22,12 @@ def rank_environment(plan: Plan, paths: RunPaths) -> dict[str, str]:
         "OMP_NUM_THREADS": str(plan.topology.cpus_per_rank or 1),
         "TOKENIZERS_PARALLELISM": "false",  # forked data-loader workers deadlock with its threads
         "PYTHONUNBUFFERED": "1",
+        "PYTHONWARNINGS": "ignore::FutureWarning",  # the libraries' talk among themselves
+        "HF_HUB_DISABLE_TELEMETRY": "1",
     }
+    if plan.cluster.accelerator == "cpu":
+        # bitsandbytes loads inductor through torch.compile; without it a rank starts a second earlier.
+        env["TORCHDYNAMO_DISABLE"] = "1"
     if not plan.cluster.internet:
         # A hub call on a node without a route hangs until its time-out, on every rank.
         env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}

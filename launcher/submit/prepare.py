@@ -15,7 +15,7 @@ from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 from launcher.contract.values import to_value
 from launcher.plan import digest_request, make_plan, name_run
-from launcher.render import render
+from launcher.render import read_base, render
 from launcher.spec import load_spec
 
 from .choose import choose_cluster
@@ -40,9 +40,10 @@ def prepare(spec_path: Path, overrides: Sequence[str], *, cluster: str | None, r
     loaded = load_spec(spec_path, overrides)
     profile = resolve_cluster(choose_cluster(cluster, loaded.spec.cluster))
     runs = runs.resolve()
-    digest = digest_request(loaded.spec, profile, launcher.__version__)
+    ds_base = read_base(loaded.spec)
+    digest = digest_request(loaded.spec, profile, launcher.__version__, ds_base)
     run_id = name_run(loaded.spec.name, digest, lambda name: RunPaths(runs / name).submission.exists())
-    plan = make_plan(loaded, profile, run_id=run_id, runs=runs, version=launcher.__version__)
+    plan = make_plan(loaded, profile, run_id=run_id, runs=runs, version=launcher.__version__, ds_base=ds_base)
     prepared = render_all(plan)
     write_text(prepared.paths.spec_source, loaded.source)
     return prepared

@@ -42,7 +42,14 @@ def prepare_resume(paths: RunPaths, overrides: Sequence[str], *, cluster: str | 
     loaded = load_spec(paths.spec, overrides)
     _refuse_another_run(loaded, before.spec)
     profile = before.cluster if cluster is None else resolve_cluster(choose_cluster(cluster, None))
-    plan = make_plan(loaded, profile, run_id=before.run_id, runs=Path(before.runs), version=launcher.__version__)
+    plan = make_plan(
+        loaded,
+        profile,
+        run_id=before.run_id,
+        runs=Path(before.runs),
+        version=launcher.__version__,
+        ds_base=before.ds_base,  # as it was: the user's file may have changed or gone
+    )
     if paths.completion.exists():
         done = max((row["step"] for row in merge_metrics(read_run(paths))), default=0)
         length = (plan.spec.train.max_steps, plan.spec.train.epochs)

@@ -1,14 +1,18 @@
 """What is rendered, whole, held by golden files (UPDATE_GOLDEN=1 writes them anew)."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launcher.contract.cluster import Cluster
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
-from launcher.render import render
+from launcher.contract.spec import Model, Parallel
+from launcher.render import read_base, render
 from launcher.render.environment import format_environment, rank_environment, strategy_environment
+from launcher.spec.checks import LEGAL_OFFLOAD
 from launcher.submit.slurm import job_script, local_script
 from tests.plans import DEVCLUSTER, H100, LOCAL, compare_golden, plan_on
 
@@ -18,40 +22,94 @@ PATHS = RunPaths(Path("/runs/it's a run"))
 
 def _tree(plan: Plan) -> dict[str, str]:
     script = job_script(plan, PATHS) if plan.cluster.scheduler == "slurm" else local_script(plan, PATHS)
-    return {**render(plan, PATHS), "rendered/job.sh": script}
+    return {**render(replace(plan, ds_base=read_base(plan.spec)), PATHS), "rendered/job.sh": script}
 
 
-@pytest.mark.parametrize(
-    ("name", "plan"),
-    [
-        ("devcluster", plan_on(DEVCLUSTER)),
-        ("local", plan_on(LOCAL, nodes=1)),
-        ("h100", plan_on(H100, nodes=4, ranks_per_node=8)),
-    ],
-)
-def test_rendered_files_are_the_golden_ones(name: str, plan: Plan) -> None:
-    compare_golden(GOLDEN / name, _tree(plan))
+def _cells(strategies: tuple[str, ...] = ("ddp", "fsdp", "zero2", "zero3")) -> dict[str, Parallel]:
+    """Every legal pair of strategy and offload by name."""
+    pairs = [(strategy, offload) for strategy in strategies for offload in LEGAL_OFFLOAD[strategy]]
+    return {
+        strategy if offload == "none" else f"{strategy}-offload-{offload}": Parallel(strategy=strategy, offload=offload)
+        for strategy, offload in pairs
+    }
 
 
-@pytest.mark.parametrize(
-    "plan", [plan_on(DEVCLUSTER), plan_on(LOCAL, nodes=1), plan_on(H100, nodes=4, ranks_per_node=8)]
-)
-def test_accelerate_yaml_equals_the_rank_environment(plan: Plan, tmp_path: Path) -> None:
-    """accelerate's own loader and launcher make of the file what the ranks are given."""
+def _plans() -> dict[str, Plan]:
+    plans = {"local": plan_on(LOCAL, nodes=1)}
+    for name, parallel in _cells().items():
+        suffix = "" if name == "ddp" else f"-{name}"
+        plans[f"devcluster{suffix}"] = plan_on(DEVCLUSTER, parallel=parallel)
+        plans[f"h100{suffix}"] = plan_on(H100, nodes=4, ranks_per_node=8, parallel=parallel)
+    full = Model(base="builtin:tiny", quantization="none", adapter=None)
+    unquantized = Model(base="builtin:tiny", quantization="none")
+    offloaded = plans["h100-zero3-offload-all"]
+    plans["h100-zero3-offload-all-full"] = replace(offloaded, spec=_with_model(offloaded, full))
+    plans["h100-zero3-unquantized"] = replace(plans["h100-zero3"], spec=_with_model(plans["h100-zero3"], unquantized))
+    return plans
+
+
+def _with_model(plan: Plan, model: Model) -> Any:
+    return replace(plan.spec, model=model)
+
+
+PLANS = _plans()
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_rendered_files_are_the_golden_ones(name: str) -> None:
+    compare_golden(GOLDEN / name, _tree(PLANS[name]))
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_accelerate_yaml_equals_the_rank_environment(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate's own loader and launcher make of the file what the ranks are given, and nothing that beats it."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_multi_gpu_env
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
+    for variable in ("ACCELERATE_USE_CPU", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+    plan = PLANS[name]
     file = tmp_path / "accelerate.yaml"
-    file.write_text(render(plan, PATHS)["rendered/accelerate.yaml"])
+    file.write_text(render(replace(plan, ds_base=read_base(plan.spec)), PATHS)["rendered/accelerate.yaml"])
     by_hand = ["--machine_rank", "0", "--main_process_ip", "n0", "--main_process_port", "29500", "script.py"]
-    arguments, _, _ = _validate_launch_command(
+    arguments, defaults, has_precision = _validate_launch_command(
         launch_command_parser().parse_args(["--config_file", str(file), *by_hand])
     )
-    launched = prepare_multi_gpu_env(arguments)
-    names = {"ACCELERATE_MIXED_PRECISION"}
-    assert {name: launched[name] for name in names} == {name: strategy_environment(plan)[name] for name in names}
-    assert arguments.use_cpu == (strategy_environment(plan).get("ACCELERATE_USE_CPU") == "true")
+    if plan.spec.parallel.strategy in ("zero2", "zero3"):
+        # What launch_command makes of the file before it calls the launcher (accelerate 1.15, commands/launch.py).
+        fields = [*defaults.deepspeed_config, *(["mixed_precision"] if has_precision else [])]
+        arguments.deepspeed_fields_from_accelerate_config = ",".join(fields)
+        command, launched = prepare_deepspeed_cmd_env(arguments)
+        assert command is None  # torch's launcher on each node, no ssh
+        assert launched["ACCELERATE_CONFIG_DS_FIELDS"] == "deepspeed_config_file,deepspeed_multinode_launcher"
+    else:
+        launched = prepare_multi_gpu_env(arguments)
+    ours = strategy_environment(plan, PATHS)
+    device = ours.pop("ACCELERATE_TORCH_DEVICE", None)
+    is_cpu_ddp = ours.pop("ACCELERATE_USE_CPU", None) == "true"
+    assert {variable: launched.get(variable) for variable in ours} == ours
+    assert arguments.use_cpu == is_cpu_ddp
+    # accelerate ignores FSDP and DeepSpeed where it is told to use the CPU, so it is told the device alone.
+    is_sharded = plan.spec.parallel.strategy != "ddp"
+    assert (device == "cpu") == (plan.cluster.accelerator == "cpu" and is_sharded)
+    assert arguments.use_fsdp == (plan.spec.parallel.strategy == "fsdp")
+    assert arguments.use_deepspeed == (plan.spec.parallel.strategy in ("zero2", "zero3"))
     assert (arguments.num_processes, arguments.num_machines) == (plan.topology.world_size, plan.topology.nodes)
+
+
+@pytest.mark.parametrize("name", [name for name in PLANS if "fsdp" in name])
+def test_accelerate_takes_the_fsdp_variables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    for variable, value in strategy_environment(PLANS[name], PATHS).items():
+        monkeypatch.setenv(variable, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert (plugin.fsdp_version, plugin.reshard_after_forward, plugin.cpu_ram_efficient_loading) == (2, True, False)
+    assert type(plugin.cpu_offload).__name__ == ("CPUOffloadPolicy" if "offload" in name else "OffloadPolicy")
+    assert plugin.state_dict_type.name == "SHARDED_STATE_DICT"
+    assert not plugin.activation_checkpointing
 
 
 def test_a_newline_cannot_enter_the_environment_file() -> None:
@@ -61,5 +119,5 @@ def test_a_newline_cannot_enter_the_environment_file() -> None:
 
 def test_nodes_without_internet_never_ask_the_hub() -> None:
     online = Cluster(name="x", scheduler="slurm", accelerator="cuda", python="python", internet=True)
-    assert rank_environment(plan_on(H100))["HF_HUB_OFFLINE"] == "1"
-    assert "HF_HUB_OFFLINE" not in rank_environment(plan_on(online))
+    assert rank_environment(plan_on(H100), PATHS)["HF_HUB_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE" not in rank_environment(plan_on(online), PATHS)

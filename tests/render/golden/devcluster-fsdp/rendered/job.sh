@@ -1,0 +1,26 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --export=HOME,LANG,LC_ALL,LOGNAME,PATH,SHELL,SLURM_CONF,USER
+#SBATCH --gpus-per-node=2
+#SBATCH --job-name=sft-demo-000000
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=2
+#SBATCH --open-mode=append
+#SBATCH --output='/runs/it'"'"'s a run/logs/batch-%j.log'
+#SBATCH --partition=main
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=60
+
+# setup
+# The job imports the snapshot that was taken when it was submitted, whatever happens to the checkout;
+# a jobs/ folder in the working directory must not shadow it.
+export PYTHONPATH='/runs/it'"'"'s a run/code'
+export PYTHONSAFEPATH=1
+export PYTHONUNBUFFERED=1
+cd '/runs/it'"'"'s a run'
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+/opt/venv/bin/python -u -m submitit.core._submit '/runs/it'"'"'s a run/submitit'

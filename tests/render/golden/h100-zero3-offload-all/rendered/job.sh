@@ -1,0 +1,30 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account='project 1'
+#SBATCH --cpus-per-task=12
+#SBATCH --exclusive
+#SBATCH --export=HOME,LANG,LC_ALL,LOGNAME,PATH,SHELL,SLURM_CONF,USER
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=sft-demo-000000
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=8
+#SBATCH --open-mode=append
+#SBATCH --output='/runs/it'"'"'s a run/logs/batch-%j.log'
+#SBATCH --partition=gpu
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=60
+
+# setup
+# The job imports the snapshot that was taken when it was submitted, whatever happens to the checkout;
+# a jobs/ folder in the working directory must not shadow it.
+export PYTHONPATH='/runs/it'"'"'s a run/code'
+export PYTHONSAFEPATH=1
+export PYTHONUNBUFFERED=1
+cd '/runs/it'"'"'s a run'
+module load cuda/13.0
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+'/shared/my venv/bin/python' -u -m submitit.core._submit '/runs/it'"'"'s a run/submitit'
