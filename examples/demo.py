@@ -49,9 +49,7 @@ def run_demo() -> tuple[int, str]:
         overrides = [f"model.base={model}"]
     except ModelUnavailableError as error:
         say(f"warning: no chat model could be had ({error})")
-        say(
-            "  the demo goes on with builtin:tiny, an untrained toy: its loss falls, its answers are noise and not shown"
-        )
+        say("  the demo goes on with builtin:tiny, an untrained toy: its loss falls, its answers would be noise")
         say("  hint: make huggingface.co or a package index reachable, and run it again")
         overrides = TINY_OVERRIDES
     code, paths = submit(overrides)

@@ -92,7 +92,9 @@ def run_up(layout: Layout, num_nodes: int) -> int:
     state = read_state(layout)
     if state is not None and state.list_alive():
         if state.num_nodes != num_nodes:
-            raise Refused(f"a cluster of {state.num_nodes} nodes is up; to have {num_nodes}: devcluster down, then up")
+            raise Refused(
+                f"a cluster of {state.num_nodes} nodes is up; to have {num_nodes}: tuneyard devcluster down, then up"
+            )
         names = {process.name for process in state.list_alive()}
         dead = [d.name for d in list_daemons(layout, num_nodes) if d.name not in names]
         start_missing(layout, state)
@@ -140,7 +142,7 @@ def run_down(layout: Layout) -> int:
 def run_status(layout: Layout, as_json: bool) -> int:
     state = read_state(layout)
     if state is None:
-        say("no development cluster is up; start one: devcluster up")
+        say("no development cluster is up; start one: tuneyard devcluster up")
         if as_json:
             print(json.dumps({"up": False, "folder": str(layout.folder), "daemons": [], "nodes": []}))
         return 3
@@ -171,7 +173,7 @@ def run_status(layout: Layout, as_json: bool) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="devcluster", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="tuneyard devcluster", description=(__doc__ or "").partition("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     up = verbs.add_parser("up", help="start it, or start again those of its daemons that died")
     up.add_argument("--nodes", type=int, default=4, metavar="N", help=f"number of nodes, 1 to {MAX_NODES} (default 4)")

@@ -72,7 +72,7 @@ def check_owner(layout: Layout) -> None:
         if other is not None and other.list_alive():
             raise Refused(
                 f"another development cluster is up in {owner}; to end that one: "
-                f"TUNEYARD_DEVCLUSTER_DIR={owner} devcluster down"
+                f"TUNEYARD_DEVCLUSTER_DIR={owner} tuneyard devcluster down"
             )
 
 

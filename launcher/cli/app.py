@@ -1,6 +1,10 @@
 """Puts the verbs together."""
 
+from typing import Annotated
+
 import typer
+
+from launcher import __version__
 
 from . import cancel, collect, devcluster, init, logs, plan, resume, status, submit, sync
 
@@ -13,6 +17,21 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help, in a third of the time
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"tuneyard {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
+
+
+@app.callback()
+def _root(version: Version = False) -> None:
+    """Launch the fine-tuning of large models on Slurm clusters: one YAML file to a finished run."""
+
 
 app.command(name="init")(init.init)
 app.command(name="plan")(plan.plan)

@@ -6,6 +6,8 @@ import typer
 
 from .options import RUNS, RunName, RunsFolder
 
+STOP_SECONDS = 30
+
 
 def cancel(
     run: RunName,
@@ -14,7 +16,9 @@ def cancel(
 ) -> None:
     """End a run; its checkpoints stay. Asks first on a terminal."""
     import sys
+    import time
 
+    from launcher.contract.plan import Plan
     from launcher.observe import find_run, read_status
     from launcher.submit.cancel import cancel_run
 
@@ -26,4 +30,7 @@ def cancel(
     if not yes and sys.stdin.isatty():
         typer.confirm(f"End {paths.root.name} ({state})?", abort=True, err=True)
     cancel_run(paths)
-    print(f"cancelled {paths.root.name}")
+    deadline = time.monotonic() + STOP_SECONDS
+    while (state := read_status(paths).state) in ("pending", "running") and time.monotonic() < deadline:
+        time.sleep(Plan.load(paths.plan).cluster.poll_seconds)
+    print(f"{'cancelled' if state == 'cancelled' else f'asked to end, still {state}:'} {paths.root.name}")

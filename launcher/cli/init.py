@@ -11,6 +11,8 @@ def init(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("sft.yaml"),
 ) -> None:
     """Write a commented experiment file that runs as it stands, with its example rows beside it."""
+    import shutil
+
     from launcher.data import find_data
     from launcher.errors import UserError
 
@@ -18,7 +20,6 @@ def init(
     template = examples / f"{stage}.yaml"
     if stage != "sft" or not template.is_file():
         raise UserError(f"no template for the stage {stage}\nhint: tuneyard init sft -o my.yaml")
-    rows = output.parent / "data" / "triage.jsonl"
     if output.exists():
         raise UserError(f"{output} exists already; nothing was written\nhint: choose another name with -o")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -31,3 +32,5 @@ def init(
             rows.write_bytes((examples / "data" / name).read_bytes())
             print(f"wrote {rows}")
     print(f"next: tuneyard plan {output}")
+    if shutil.which("sbatch"):
+        print("  with --cluster NAME: this machine has sbatch")

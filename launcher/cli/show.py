@@ -22,7 +22,7 @@ def show_plan(plan: Plan, paths: RunPaths) -> str:
         ("cluster", f"{plan.cluster.name} ({plan.cluster.scheduler})"),
         (
             "ranks",
-            f"{topology.nodes} nodes x {topology.ranks_per_node} {unit} = {topology.world_size}, "
+            f"{_count(topology.nodes, 'node')} x {topology.ranks_per_node} {unit} = {topology.world_size}, "
             f"strategy {spec.parallel.strategy}",
         ),
         (
@@ -49,5 +49,9 @@ def show_status(status: "Status") -> str:
     job = f"job {status.job_id} on {status.cluster}" if status.job_id else status.cluster
     lines = [f"{status.run_id}  {status.state}  step {steps}  attempt {status.attempt}  {job}"]
     if status.reason:
-        lines.append(f"  reason: {status.reason}")
+        lines.append("  reason: " + status.reason.replace("\n", "\n    "))
     return "\n".join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

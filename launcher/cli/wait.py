@@ -8,18 +8,20 @@ from launcher.contract.ledger import merge_metrics, read_run
 from launcher.contract.paths import RunPaths
 from launcher.observe import read_status
 
+SHOWN = ("loss", "eval_loss", "grad_norm", "learning_rate", "tokens_per_s")
 FILE_SECONDS = 1.0
 """Between two looks at the run's own files; the scheduler is asked no more often than the profile's poll_seconds."""
 
 
 def wait_for(paths: RunPaths, poll_seconds: float) -> int:
     """Print progress to stderr until the run has ended; returns its exit code, 130 for Ctrl-C."""
-    # A resumed run has rows already, and its record says completed or failed until the new attempt begins.
-    shown, last_line = max((row["step"] for row in merge_metrics(read_run(paths))), default=-1), ""
+    # A resumed run has rows already.
+    shown = {(row["step"], name) for row in merge_metrics(read_run(paths)) for name in row}
+    last_line = ""
     next_question = 0.0
     try:
         while True:
-            shown = _show_metrics(paths, shown)
+            _show_metrics(paths, shown)
             if time.monotonic() >= next_question or paths.completion.exists():
                 status = read_status(paths)
                 line = f"{status.state}" + (f": {status.reason}" if status.reason else "")
@@ -36,14 +38,14 @@ def wait_for(paths: RunPaths, poll_seconds: float) -> int:
         return 130
 
 
-def _show_metrics(paths: RunPaths, shown: int) -> int:
+def _show_metrics(paths: RunPaths, shown: set[tuple[int, str]]) -> None:
+    """Print what is new: of a step, training and evaluation may arrive one after the other."""
     for row in merge_metrics(read_run(paths)):
-        if row["step"] > shown:
-            names = ("loss", "eval_loss", "grad_norm", "learning_rate", "tokens_per_s")
-            values = "  ".join(f"{name} {row[name]:.4g}" for name in names if name in row)
+        new = [name for name in SHOWN if name in row and (row["step"], name) not in shown]
+        if new:
+            shown.update((row["step"], name) for name in new)
+            values = "  ".join(f"{name} {row[name]:.4g}" for name in new)
             print(f"step {row['step']:>5}  {values}", file=sys.stderr)
-            shown = row["step"]
-    return shown
 
 
 def _end(paths: RunPaths, state: str) -> int:

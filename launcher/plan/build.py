@@ -124,6 +124,15 @@ def _warnings(spec: Spec, cluster: Cluster, topology: Topology) -> list[Note]:
                 remedy="set resources.cpus_per_gpu, or cpus_per_node in the cluster profile",
             )
         )
+    if not cluster.internet and not spec.model.base.startswith(("/", "builtin:")):
+        notes.append(
+            Note(
+                key="model.base",
+                message=f"the nodes of {cluster.name} have no internet, so {spec.model.base} must be in their cache",
+                remedy=f"`hf download {spec.model.base}` on the login node, and HF_HOME in the profile's env "
+                "where the cache is not the default one",
+            )
+        )
     if spec.train.save_every_steps is None:
         notes.append(
             Note(

@@ -47,5 +47,5 @@ def find_not_yet(spec: Spec) -> Iterator[tuple[str, str, str]]:
     for row in ROWS:
         value = attrgetter(row.key)(spec)
         if row.refuses(value):
-            what = f"{row.key}: {value}" if isinstance(value, str) and row.values else row.key
-            yield row.key, f"{what} is not yet in this version", f"what works today: {row.works}"
+            what = f"{value} is" if isinstance(value, str) and row.values else "is"
+            yield row.key, f"{what} not yet in this version", f"what works today: {row.works}"

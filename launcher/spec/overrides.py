@@ -9,6 +9,7 @@ from .schema import accepts, find_key, fit_text
 from .text import parse_value
 from .tree import OVERRIDE, Node, Place
 
+EXCLUSIVE = (("train.max_steps", "train.epochs"), ("train.warmup_steps", "train.warmup_ratio"))
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
@@ -20,7 +21,20 @@ def apply_overrides(root: Node, overrides: Sequence[str], cls: type) -> list[Pro
             _apply(root, override, cls)
         except SpecError as error:
             problems += error.problems
+    _clear_rivals(root, overrides)
     return problems
+
+
+def _clear_rivals(root: Node, overrides: Sequence[str]) -> None:
+    """An override of one of two keys that exclude each other clears the file's other one."""
+    named = {override.partition("=")[0] for override in overrides if not override.endswith("=null")}
+    for pair in EXCLUSIVE:
+        for name, rival in (pair, pair[::-1]):
+            section, key = rival.split(".")
+            if name in named and rival not in named and isinstance(root.value, dict):
+                keys = root.value[section].value
+                if isinstance(keys, dict):
+                    keys.pop(key, None)
 
 
 def _apply(root: Node, override: str, cls: type) -> None:

@@ -55,7 +55,10 @@ def submit_job(plan: Plan, paths: RunPaths) -> str:
         try:
             return str(executor.submit(supervisor.run, str(paths.root)).job_id)
         except (FailedJobError, FailedSubmissionError) as error:
-            raise ClusterError(f"sbatch refused, nothing was submitted: {_last_words(error)}") from error
+            hint = (
+                f"\nhint: `tuneyard plan --script` shows what was asked of {plan.cluster.name}; run it on a login node"
+            )
+            raise ClusterError(f"sbatch refused, nothing was submitted: {_last_words(error)}{hint}") from error
 
 
 def scheduler_environment(slurm_conf: str | None) -> dict[str, str]:
