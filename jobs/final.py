@@ -11,7 +11,8 @@ from launcher.contract.manifest import list_files
 
 from .checkpoint import writing_folder
 from .errors import JobError
-from .model import save_weights, trainable_weights
+from .gather import gather_trained
+from .model import name_weights, save_weights
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -30,12 +31,13 @@ def save_final(trainer: Any, progress: Progress, metrics: dict[str, float]) -> N
     context = progress.context
     progress.beat("finish", now=True)
     probe = run_probe(trainer)
-    if context.is_main:
+    gathered = gather_trained(trainer.model, keep=context.is_main)
+    if gathered is not None:
         paths = context.paths
         folder = paths.root / f".final.a{context.attempt:02d}"
         shutil.rmtree(folder, ignore_errors=True)
-        weights = trainable_weights(trainer.model)
-        save_weights(trainer.model, folder)
+        weights = name_weights(trainer.model, gathered)
+        save_weights(trainer.model, folder, gathered)
         trainer.processing_class.save_pretrained(folder)
         check_saved(folder, weights)
         if progress.has_moved:

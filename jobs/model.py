@@ -74,8 +74,11 @@ def check_config(config: Any, model: Model, tokenizer: Any, max_length: int) -> 
         )
 
 
-def load_base(model: Model) -> "PreTrainedModel":
+def load_base(model: Model, *, is_sharded: bool = False) -> "PreTrainedModel":
     """The base on this rank's device: linear layers quantized as asked, all else in ``model.dtype``.
+
+    ``is_sharded`` says that the strategy will spread the weights over the ranks. Packed 4-bit weights are then stored
+    as numbers of ``model.dtype``: accelerate 1.15 leaves integers whole on every rank (fsdp2_prepare_model).
 
     Raises:
         JobError: the model is not there, or does not load as asked.
@@ -91,12 +94,12 @@ def load_base(model: Model) -> "PreTrainedModel":
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=dtype if is_sharded else torch.uint8,
         )
     elif model.quantization == "int8":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
-    if model.quantization != "none":
-        # bitsandbytes quantizes on the device that the weights go to, so each rank names its own.
-        options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+    # Weights are quantized on the device that is current (transformers 5.23, quantizer_bnb_4bit.py), which the process
+    # group has set to each rank's own. Naming it in a device_map is refused under ZeRO-3.
     base: Any = _load(AutoModelForCausalLM.from_pretrained, model, **options)
     _keep_4bit_layout(base)
     return base
@@ -143,8 +146,8 @@ def cast_trainable(model: Any, dtype: "torch.dtype") -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def save_weights(model: Any, folder: Path, state_dict: Any = None) -> None:
-    """Save an adapter in peft's layout, or a full model in transformers'."""
+def save_weights(model: Any, folder: Path, state_dict: dict[str, "torch.Tensor"]) -> None:
+    """Save an adapter in peft's layout, or a full model in transformers', with the tensors of ``state_dict``."""
     from peft import PeftModel
 
     # By default peft asks the hub, at each save, whether the base has as many embeddings as this model.
@@ -152,13 +155,13 @@ def save_weights(model: Any, folder: Path, state_dict: Any = None) -> None:
     model.save_pretrained(folder, state_dict=state_dict, **options)
 
 
-def trainable_weights(model: Any) -> dict[str, "torch.Tensor"]:
-    """The live weights under the names that :func:`save_weights` gives them."""
+def name_weights(model: Any, state_dict: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+    """``state_dict`` under the names that :func:`save_weights` gives its tensors."""
     from peft import PeftModel, get_peft_model_state_dict
 
     if isinstance(model, PeftModel):
-        return get_peft_model_state_dict(model, save_embedding_layers=False)
-    return model.state_dict()
+        return get_peft_model_state_dict(model, state_dict=state_dict, save_embedding_layers=False)
+    return state_dict
 
 
 def _load(loader: Any, model: Model, **options: Any) -> Any:

@@ -16,6 +16,7 @@ from .context import RankContext
 from .data import PreparedData
 from .errors import JobError
 from .order import RowOrder
+from .proof import SHARDS_WEIGHTS
 
 LISTED = 1000
 """Skipped rows that the ledger lists; all are counted."""
@@ -45,6 +46,10 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
     """Data, model, trainer, training, final save: in this order, so that bad rows are found before weights load."""
     spec = context.plan.spec
     context.beat(0, "import")
+    if context.plan.cluster.accelerator == "cpu" and spec.parallel.strategy != "ddp":
+        from . import cpu
+
+        cpu.enable(spec.parallel.strategy)
     import datasets
     import torch
     import transformers
@@ -74,7 +79,7 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
     # Weights. The arguments come first: they join this rank to the others and choose its device.
     context.beat(0, "load")
     arguments = make_arguments(context, max_steps, has_eval=data.eval is not None)
-    model: Any = load_base(spec.model)
+    model: Any = load_base(spec.model, is_sharded=spec.parallel.strategy in SHARDS_WEIGHTS)
     trainable_dtype = compute_dtype = getattr(torch, spec.model.dtype)
     if spec.model.adapter is not None:
         model = add_adapter(model, spec.model, spec.train.seed)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import checkpoint, proof
 from .data import TokenRows
+from .gather import gather_trained
 from .masking import IGNORED
 from .model import cast_trainable, save_weights
 from .order import RowOrder
@@ -60,14 +61,48 @@ class RunTrainer:
         )
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        trainer: Any = self
+        before = proof.count_parameters(trainer.model)
         prepared = super()._prepare_for_training(*args, **kwargs)  # type: ignore[misc]
-        proof.check_strategy(self, self.progress.context, self.progress.ledger)
+        proof.check_strategy(self, before, self.progress.context, self.progress.ledger)
         return prepared
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule, on the optimizer as ``accelerator.prepare`` made it.
+
+        transformers 5.23 makes it before that call under DeepSpeed (deepspeed_optim_sched). DeepSpeed then drops the
+        empty parameter group of a LoRA model, and torch 2.13 refuses to step the schedule: it has one group more.
+        """
+        if optimizer is not None:
+            return None
+        trainer: Any = self
+        scheduler = super().create_scheduler(num_training_steps)  # type: ignore[misc]
+        self._settings = [dict(group, params=None) for group in trainer.optimizer.param_groups]
+        return scheduler
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_checkpoint(*args, **kwargs)  # type: ignore[misc]
         trainer: Any = self
         cast_trainable(trainer.model, self.trainable_dtype)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Optimizer states from the checkpoint; rate, schedule and weight decay from the plan.
+
+        A checkpoint has the rate of the step after it under the old schedule. Where the plan has another one (more
+        steps, another peak), that would be wrong for a step (0 after a finished cosine), or for ever.
+        """
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        trainer: Any = self
+        scheduler = trainer.lr_scheduler
+        scheduler.base_lrs = [group["initial_lr"] for group in self._settings]
+        scheduler._last_lr = [
+            base * shape(scheduler.last_epoch)
+            for base, shape in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        ]
+        for group, settings, rate in zip(
+            trainer.optimizer.param_groups, self._settings, scheduler._last_lr, strict=True
+        ):
+            group.update({name: value for name, value in settings.items() if name != "params"}, lr=rate)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         from transformers import Trainer
@@ -80,12 +115,17 @@ class RunTrainer:
 
         checkpoint.save(self, self.progress, write)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The weights of a checkpoint, with the tokenizer: later stages start from it."""
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The whole trained weights and the tokenizer, from one rank: later stages start from them.
+
+        transformers 5.23 writes none under FSDP's SHARDED_STATE_DICT, and gathers frozen weights under ZeRO-2.
+        """
         trainer: Any = self
-        if trainer.args.should_save:
-            save_weights(trainer.model, Path(output_dir or trainer.args.output_dir), state_dict)
-            trainer.processing_class.save_pretrained(output_dir)
+        weights = gather_trained(trainer.model, keep=trainer.args.should_save)
+        if weights is not None:
+            folder = Path(output_dir or trainer.args.output_dir)
+            save_weights(trainer.model, folder, weights)
+            trainer.processing_class.save_pretrained(folder)
 
     def _send_telemetry(self) -> None:
         """Nothing: TRL 1.16 tells the hub about each trainer that is made, and a compute node phones nobody."""
