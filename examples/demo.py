@@ -25,6 +25,7 @@ from launcher.collect.terminal import format_seconds
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 from launcher.contract.spec import Spec
+from launcher.observe import read_status
 
 SPEC = Path(__file__).with_name("demo.yaml")
 # The built-in model reads bytes, so the same rows are about four times as long.
@@ -56,7 +57,7 @@ def run_demo() -> tuple[int, str]:
     if code != 0 or paths is None:
         say(f"demo failed: tuneyard submit ended with exit code {code}; its messages are above")
         return (130 if code == 130 else 1), ""
-    summary = summarize(paths)
+    summary = summarize(paths, read_status(paths).state)
     spec = Plan.load(paths.plan).spec
     problem = find_problem(summary, spec)
     answers = [] if problem or spec.model.base.startswith("builtin:") else compare_answers(paths, spec)

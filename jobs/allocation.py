@@ -5,7 +5,6 @@ import socket
 import subprocess
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from jobs.errors import JobError
 from launcher.contract.plan import Plan
@@ -40,6 +39,8 @@ def find_allocation(plan: Plan, attempt: int) -> Allocation:
         done = subprocess.run(["scontrol", "show", "hostnames", node_list], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise JobError(f"scontrol could not expand the node list {node_list!r}: {error}") from error
+    if done.returncode != 0:
+        raise JobError(f"scontrol could not expand the node list {node_list!r}: {done.stderr.strip()}")
     nodes = done.stdout.split()
     if len(nodes) != plan.topology.nodes:
         raise JobError(
@@ -71,12 +72,3 @@ def find_port(key: str, host: str) -> int:
 def scheduler_restart_count() -> int:
     """How often Slurm has requeued this job."""
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-
-
-def read_environment(path: Path) -> dict[str, str]:
-    """``KEY=VALUE`` lines as a dict; empty where the file does not exist."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return {}
-    return dict(line.split("=", 1) for line in lines if "=" in line)

@@ -35,8 +35,11 @@ def save(trainer: Any, progress: Progress, write: Callable[[], Path]) -> None:
     progress.beat("save", now=True)
     started = time.perf_counter()
     folder = write()
-    # Also the barrier: each rank names the files that it sees when it is done writing, its own among them.
-    names = gather_object(sorted(os.listdir(folder)) if folder.is_dir() else [])
+    # A rank that is done first would see the temporary names of another's files.
+    trainer.accelerator.wait_for_everyone()
+    # Each rank names the files that it sees, its own among them; a stale NFS folder may still show temporary ones.
+    seen = os.listdir(folder) if folder.is_dir() else []
+    names = gather_object(sorted(name for name in seen if not name.startswith(".")))
     if context.is_main:
         _await_files(folder, set(names))
         target = context.paths.checkpoint(context.attempt, step)
@@ -62,11 +65,8 @@ def save(trainer: Any, progress: Progress, write: Callable[[], Path]) -> None:
 
 
 def prune(paths: RunPaths, keep_last: int, keep_best: str | None) -> list[Path]:
-    """Remove all published checkpoints but the newest ``keep_last`` and the best; returns what was removed.
-
-    Newest is by attempt, then step: a later attempt may have gone back to an earlier step.
-    """
-    published = sorted(path for path in paths.checkpoints.glob("a*/step-*") if (path / MANIFEST).is_file())
+    """Remove all published checkpoints but the newest ``keep_last`` and the best; returns what was removed."""
+    published = [path for path in paths.published() if (path / MANIFEST).is_file()]
     kept = set(published[-keep_last:])
     best = find_best(published, keep_best)
     if best is not None:

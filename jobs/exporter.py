@@ -28,24 +28,28 @@ class Exporter:
         """Start it with the caller's environment and ``secrets`` (WANDB_API_KEY where tracking is online)."""
         if not self._is_wanted:
             return
-        make_folder(self._paths.wandb)
-        self._paths.wandb_end.unlink(missing_ok=True)
-        self._process = subprocess.Popen(
-            [self._python, "-m", "launcher.collect.exporter", str(self._paths.root), str(END_SECONDS)],
-            env={**os.environ, **secrets},
-            stdin=subprocess.DEVNULL,
-        )
+        try:
+            make_folder(self._paths.wandb)
+            self._paths.wandb_end.unlink(missing_ok=True)
+            self._process = subprocess.Popen(
+                [self._python, "-m", "launcher.collect.exporter", str(self._paths.root), str(END_SECONDS)],
+                env={**os.environ, **secrets},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            print(f"the W&B exporter could not be started: {error}", flush=True)
 
     def finish(self) -> None:
         """Say that the run has ended and wait for the exporter's end, at most END_SECONDS + GRACE_SECONDS."""
         if self._process is None:
             return
-        self._paths.wandb_end.touch(mode=0o600)
         try:
+            self._paths.wandb_end.touch(mode=0o600)
             code = self._process.wait(END_SECONDS + GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
+        except (OSError, subprocess.TimeoutExpired):
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+                os.killpg(self._process.pid, signal.SIGKILL)  # a session of its own, with its client
             code = 1
         if code != 0:
             print("W&B is behind the ledger; `tuneyard sync` brings it up to date", flush=True)

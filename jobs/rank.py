@@ -3,6 +3,7 @@
 python -m jobs.rank RUN_DIR        (by srun, or by the supervisor on a local machine)
 """
 
+import contextlib
 import ctypes
 import importlib
 import os
@@ -35,7 +36,6 @@ def main(run_dir: str) -> int:
         context = _context(paths, attempt)
         context.beat(0, "import")
         importlib.import_module(STAGES[context.plan.spec.stage]).main(context)
-        context.beat(_last_step(context), "done")
     except BaseException as error:
         _record(paths, attempt, rank, error)
         return 1
@@ -87,12 +87,6 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-def _last_step(context: RankContext) -> int:
-    from launcher.contract.heartbeat import read_heartbeats
-
-    return next((beat.step for beat in read_heartbeats(context.paths) if beat.rank == context.rank), 0)
-
-
 def _record(paths: RunPaths, attempt: int, rank: int, error: BaseException) -> None:
     """Write down why this rank fails: for people to its log, for the supervisor to its error file."""
     if isinstance(error, JobError):
@@ -107,7 +101,8 @@ def _record(paths: RunPaths, attempt: int, rank: int, error: BaseException) -> N
         "message": str(error),
         "traceback": traceback.format_exception(error),
     }
-    write_json(paths.rank_error(attempt, rank), value)
+    with contextlib.suppress(OSError):  # the disk may be what failed; the log line above may have got through
+        write_json(paths.rank_error(attempt, rank), value)
 
 
 if __name__ == "__main__":

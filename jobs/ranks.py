@@ -11,8 +11,10 @@ import time
 from dataclasses import dataclass
 from typing import IO, Protocol
 
-from jobs.allocation import Allocation, read_environment
+from jobs.allocation import Allocation
+from jobs.errors import JobError
 from launcher.contract.attempt import Attempt
+from launcher.contract.environment import read_environment
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 
@@ -44,12 +46,20 @@ class Ranks(Protocol):
         """End them: SIGTERM, then SIGKILL."""
 
 
-def start_ranks(paths: RunPaths, plan: Plan, attempt: Attempt, allocation: Allocation) -> Ranks:
-    """Start one process per rank: ``python -m jobs.rank RUN_DIR`` in the rendered environment."""
+def start_ranks(
+    paths: RunPaths, plan: Plan, attempt: Attempt, allocation: Allocation, secrets: dict[str, str]
+) -> Ranks:
+    """Start one process per rank: ``python -m jobs.rank RUN_DIR`` in the rendered environment, with ``secrets``.
+
+    Raises:
+        JobError: there is no rendered environment; without it the ranks would run as something else.
+    """
+    if not paths.rank_env.exists():
+        raise JobError(f"{paths.rank_env} is missing: plan the run again, or resume it")
     env = {
         **os.environ,
         **read_environment(paths.rank_env),
-        **{name: value for name, value in read_environment(paths.secrets).items() if name == "HF_TOKEN"},
+        **{name: value for name, value in secrets.items() if name == "HF_TOKEN"},
         "TUNEYARD_ATTEMPT": str(attempt.number),
         "TUNEYARD_RESUME_FROM": attempt.resumed_from or "",
         "MASTER_ADDR": allocation.nodes[0] if plan.cluster.scheduler == "slurm" else "127.0.0.1",

@@ -17,22 +17,33 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from jobs.allocation import Allocation, find_allocation, read_environment, scheduler_restart_count
+from jobs.allocation import find_allocation, scheduler_restart_count
 from jobs.diagnose import explain
 from jobs.errors import JobError
 from jobs.exporter import Exporter
 from jobs.ranks import Ranks, start_ranks
 from launcher.contract.attempt import EXIT_FAILED, EXIT_OK, Attempt, Ending, read_attempts
+from launcher.contract.environment import read_environment
 from launcher.contract.files import make_folder
 from launcher.contract.manifest import find_problems
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 
 POLL_SECONDS = 0.2
+OWN_SIGNAL_SECONDS = 2.0
 
 
-class _Terminated(Exception):
-    """SIGTERM or SIGINT came: scancel, preemption, the time limit, or ``tuneyard cancel``."""
+class _Signals:
+    """Whether SIGTERM or SIGINT came: scancel, preemption, the time limit, or ``tuneyard cancel``.
+
+    A flag and no exception: it is looked at where the ranks can be ended in good order.
+    """
+
+    def __init__(self) -> None:
+        self.has_come = False
+
+    def take(self, number: int, frame: FrameType | None) -> None:
+        self.has_come = True
 
 
 def run(run_dir: str) -> None:
@@ -49,11 +60,11 @@ def supervise(paths: RunPaths) -> int:
     plan = Plan.load(paths.plan)
     number = max((attempt.number for attempt in read_attempts(paths)), default=0) + 1
     make_folder(paths.logs(number))
-    with _log_to(paths.supervisor_log(number)), _termination():
-        return _attempt(paths, plan, number)
+    with _log_to(paths.supervisor_log(number)), _handled_signals() as signals:
+        return _attempt(paths, plan, number, signals)
 
 
-def _attempt(paths: RunPaths, plan: Plan, number: int) -> int:
+def _attempt(paths: RunPaths, plan: Plan, number: int, signals: _Signals) -> int:
     attempt = Attempt(
         number=number,
         started=time.time(),
@@ -72,15 +83,15 @@ def _attempt(paths: RunPaths, plan: Plan, number: int) -> int:
             resumed_from=None if checkpoint is None else checkpoint.relative_to(paths.root).as_posix(),
         )
         attempt.save(paths)
-        exporter.start(read_environment(paths.secrets))
-        ending = _run_ranks(paths, plan, attempt, allocation)
-    except _Terminated:
-        ending = _ending_by_signal(paths)
+        secrets = read_environment(paths.secrets) if paths.secrets.exists() else {}
+        exporter.start(secrets)
+        ranks = start_ranks(paths, plan, attempt, allocation, secrets)
+        try:
+            ending = _watch(paths, plan, attempt, ranks, signals)
+        finally:
+            ranks.stop()
     except JobError as error:
         ending = Ending(t=time.time(), state="failed", exit_code=EXIT_FAILED, reason=str(error))
-    # From here on a second signal must not tear the record.
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, signal.SIG_IGN)
     replace(attempt, ended=ending).save(paths)
     print(f"attempt {number} {ending.state}: {ending.reason}", flush=True)
     for line in ending.log:
@@ -92,23 +103,22 @@ def _attempt(paths: RunPaths, plan: Plan, number: int) -> int:
 
 
 def newest_checkpoint(paths: RunPaths) -> Path | None:
-    """The newest checkpoint whose files are as its manifest says.
-
-    Newest is by attempt, then by step: a later attempt may have gone back to an earlier step.
-    """
-    folders = sorted(paths.checkpoints.glob("a*/step-*"), reverse=True)
-    return next((folder for folder in folders if not find_problems(folder)), None)
+    """The newest checkpoint whose files are as its manifest says."""
+    return next((folder for folder in reversed(paths.published()) if not find_problems(folder)), None)
 
 
-def _run_ranks(paths: RunPaths, plan: Plan, attempt: Attempt, allocation: Allocation) -> Ending:
-    ranks = start_ranks(paths, plan, attempt, allocation)
-    print(f"attempt {attempt.number}: {plan.topology.world_size} ranks on {' '.join(allocation.nodes)}", flush=True)
-    try:
-        while ranks.poll() is None:
-            time.sleep(POLL_SECONDS)
-    except _Terminated:
+def _watch(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks, signals: _Signals) -> Ending:
+    print(f"attempt {attempt.number}: {plan.topology.world_size} ranks on {' '.join(attempt.nodes)}", flush=True)
+    while ranks.poll() is None and not signals.has_come:
+        time.sleep(POLL_SECONDS)
+    if not signals.has_come and any(end.code == -signal.SIGTERM for end in ranks.exits()):
+        # Slurm ends the steps of a job and its batch script at once; ours may come a moment later.
+        time.sleep(OWN_SIGNAL_SECONDS)
+    if signals.has_come and not paths.completion.exists():
         ranks.stop()
-        raise
+        return _ending_by_signal(paths)
+    while ranks.poll() is None:  # the record is there: let the ranks leave
+        time.sleep(POLL_SECONDS)
     return _judge(paths, attempt, ranks)
 
 
@@ -141,17 +151,14 @@ def _ending_by_signal(paths: RunPaths) -> Ending:
 
 
 @contextmanager
-def _termination() -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into an exception, over the handlers that submitit set: those would requeue."""
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
-
-    saved = {name: signal.signal(name, terminate) for name in (signal.SIGTERM, signal.SIGINT)}
+def _handled_signals() -> Iterator[_Signals]:
+    """Take SIGTERM and SIGINT over the handlers that submitit set: those would requeue the job beside us."""
+    signals = _Signals()
+    saved = {name: signal.signal(name, signals.take) for name in (signal.SIGTERM, signal.SIGINT)}
     # A warning for the ranks; Slurm sends it to every step, and submitit's handler would requeue the job.
     saved[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
-        yield
+        yield signals
     finally:
         for name, handler in saved.items():
             signal.signal(name, handler)

@@ -12,16 +12,14 @@ def main() -> None:
     try:
         app(prog_name="tuneyard")
     except TuneyardError as error:
-        if "--traceback" in sys.argv:
-            raise
         # A spec's problems begin with their place, file:line:col, as editors and compilers want it.
         head = "" if isinstance(error, SpecError) else "error: "
         print(f"{head}{error}", file=sys.stderr)
         if isinstance(error, SpecError):
             print(f"problems: {len(error.problems)}; nothing was submitted", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # `tuneyard status | head`
-        sys.stderr.close()
-        sys.exit(0)

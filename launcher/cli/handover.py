@@ -1,26 +1,29 @@
 """What submit and resume share: ask where it may be dear, hand over, follow, answer."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
-    from launcher.submit import Prepared
+    from collections.abc import Callable
+
+    from launcher.contract.paths import RunPaths
+    from launcher.contract.plan import Plan
+    from launcher.contract.submission import Submission
 
 
-def hand_over(prepared: "Prepared", repository: Path, *, wait: bool, yes: bool, as_json: bool) -> None:
-    """Submit ``prepared``; with ``wait`` leave with the run's exit code."""
+def hand_over(
+    plan: "Plan", paths: "RunPaths", start: "Callable[[], Submission]", *, wait: bool, yes: bool, as_json: bool
+) -> None:
+    """Show the plan, ask if it is dear, ``start`` it; with ``wait`` leave with the run's exit code."""
     import json
     import sys
 
     from launcher.errors import UserError
-    from launcher.submit import submit
 
     from .show import show_plan
 
-    plan = prepared.plan
-    print(show_plan(plan, prepared.paths), file=sys.stderr)
+    print(show_plan(plan, paths), file=sys.stderr)
     limit = plan.cluster.confirm_gpu_hours
     if limit is not None and plan.gpu_hours > limit and not yes:
         if not sys.stdin.isatty():
@@ -29,14 +32,14 @@ def hand_over(prepared: "Prepared", repository: Path, *, wait: bool, yes: bool, 
                 "nothing was submitted\nhint: add --yes, or set a shorter resources.time"
             )
         typer.confirm(f"Up to {plan.gpu_hours:g} GPU-hours. Submit?", abort=True, err=True)
-    submission = submit(prepared, repository)
+    submission = start()
     where = f"Slurm job {submission.job_id}" if submission.job_id else f"process {submission.pid} on this machine"
     print(f"submitted as {where}", file=sys.stderr)
     code = 0
     if wait:
         from .wait import wait_for
 
-        code = wait_for(prepared.paths, plan.cluster.poll_seconds)
+        code = wait_for(paths, plan.cluster.poll_seconds)
     else:
         print(f"next: tuneyard status {submission.run_id}", file=sys.stderr)
     if as_json:

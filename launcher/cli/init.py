@@ -23,7 +23,8 @@ def init(
     if output.exists():
         raise UserError(f"{output} exists already; nothing was written\nhint: choose another name with -o")
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
+    text = template.read_text(encoding="utf-8").replace(template.name, output.name)  # in the commands of its head
+    output.write_text(text, encoding="utf-8")
     print(f"wrote {output}")
     for name in ("triage.jsonl", "triage_eval.jsonl"):
         rows = output.parent / "data" / name

@@ -19,13 +19,20 @@ def logs(
     import time
 
     from launcher.contract.attempt import read_attempts
+    from launcher.contract.plan import Plan
     from launcher.errors import UserError
     from launcher.observe import find_run, read_status
 
     paths = find_run(run, runs)
     attempts = {item.number: item for item in read_attempts(paths)}
     if not attempts:
-        raise UserError(f"{paths.root.name} has not started: no logs yet\nhint: tuneyard status {paths.root.name}")
+        # What went wrong before the supervisor could start is in the job's own log.
+        batch = sorted((paths.root / "logs").glob("batch-*.log"), key=lambda file: file.stat().st_mtime)
+        if not batch:
+            raise UserError(f"{paths.root.name} has not started: no logs yet\nhint: tuneyard status {paths.root.name}")
+        print(f"==> {batch[-1]}", file=sys.stderr)
+        sys.stdout.write(batch[-1].read_text(encoding="utf-8", errors="replace"))
+        return
     number = attempt or max(attempts)
     if number not in attempts:
         raise UserError(f"no attempt {number}; there are {sorted(attempts)}")
@@ -37,12 +44,17 @@ def logs(
         known = sorted(int(file.stem.rpartition("rank")[2]) for file in folder.glob("node*.rank*.log"))
         raise UserError(f"no log of rank {wanted} in attempt {number}; there are ranks {known}")
     print(f"==> {found[0]}", file=sys.stderr)
+    poll_seconds = Plan.load(paths.plan).cluster.poll_seconds
+    asked_at = 0.0
     with found[0].open(encoding="utf-8", errors="replace") as stream:
         while True:
-            for line in stream:
-                sys.stdout.write(line)
+            sys.stdout.write(stream.read())
             sys.stdout.flush()
-            if not follow or read_status(paths).state not in ("pending", "running", "unknown"):
-                sys.stdout.write(stream.read())
+            if not follow:
                 return
+            if time.monotonic() - asked_at >= poll_seconds:
+                asked_at = time.monotonic()
+                if read_status(paths).state not in ("pending", "running", "unknown"):
+                    sys.stdout.write(stream.read())
+                    return
             time.sleep(1)

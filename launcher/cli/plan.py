@@ -1,10 +1,13 @@
 """tuneyard plan: show what would run, to the byte."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import RUNS, AsJson, ClusterName, Overrides, RunsFolder, SpecFile
+
+if TYPE_CHECKING:
+    from launcher.contract.paths import RunPaths
 
 
 def plan(
@@ -19,11 +22,14 @@ def plan(
     """Plan a run and render its files; nothing is submitted."""
     import sys
 
+    from launcher.observe.find import find_run
     from launcher.submit import prepare
 
+    # Before this plan has a directory, which the name could mean as well.
+    other = find_run(diff, runs) if diff is not None else None
     prepared = prepare(spec, overrides or [], cluster=cluster, runs=runs)
-    if diff is not None:
-        print(_diff(prepared.paths.plan.read_text(), diff, runs), end="")
+    if other is not None:
+        print(_diff(prepared.paths, other), end="")
     elif as_json:
         print(prepared.paths.plan.read_text(encoding="utf-8"), end="")
     elif script:
@@ -34,18 +40,15 @@ def plan(
         print(show_plan(prepared.plan, prepared.paths))
 
 
-def _diff(text: str, run: str, runs: "RunsFolder") -> str:
-    """Unified diff from the plan of ``run`` to ``text``; empty where they are equal."""
+def _diff(paths: "RunPaths", other: "RunPaths") -> str:
+    """Unified diff from the plan of ``other`` to that of ``paths``; empty where they are equal."""
     import difflib
 
-    from launcher.observe import find_run
-
-    other = find_run(run, runs)
     lines = difflib.unified_diff(
         other.plan.read_text(encoding="utf-8").splitlines(keepends=True),
-        text.splitlines(keepends=True),
+        paths.plan.read_text(encoding="utf-8").splitlines(keepends=True),
         fromfile=other.root.name,
-        tofile="this plan",
+        tofile=paths.root.name,
         n=1,
     )
     return "".join(lines)

@@ -1,7 +1,5 @@
 """tuneyard resume: go on with a run from its newest verified checkpoint."""
 
-from pathlib import Path
-
 from .options import RUNS, AsJson, ClusterName, Overrides, RunName, RunsFolder, Wait, Yes
 
 
@@ -17,7 +15,8 @@ def resume(
     """Go on with a run that has ended, as a new attempt; train.max_steps=N extends a finished one."""
     from launcher.errors import UserError
     from launcher.observe import find_run, read_status
-    from launcher.submit.resume import prepare_resume
+    from launcher.submit.resume import plan_resume
+    from launcher.submit.resume import resume as start
 
     from .handover import hand_over
 
@@ -25,5 +24,5 @@ def resume(
     state = read_status(paths).state
     if state in ("pending", "running", "unknown"):
         raise UserError(f"{paths.root.name} is {state}; only a run that has ended can be resumed")
-    prepared = prepare_resume(paths, overrides or [], cluster=cluster)
-    hand_over(prepared, Path(), wait=wait, yes=yes, as_json=as_json)
+    plan = plan_resume(paths, overrides or [], cluster=cluster)
+    hand_over(plan, paths, lambda: start(plan, paths), wait=wait, yes=yes, as_json=as_json)

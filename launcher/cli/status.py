@@ -16,11 +16,11 @@ def status(
     import dataclasses
     import json
 
-    from launcher.observe import find_run, list_runs, read_status
+    from launcher.observe import find_run, list_runs, read_or_tell, read_status
 
     from .show import show_status
 
-    found = [read_status(paths) for paths in ([find_run(run, runs)] if run else list_runs(runs.resolve()))]
+    found = [read_status(find_run(run, runs))] if run else [read_or_tell(paths) for paths in list_runs(runs.resolve())]
     if as_json:
         values = [dataclasses.asdict(item) for item in found]
         print(json.dumps(values[0] if run else values, indent=2))

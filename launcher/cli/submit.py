@@ -14,8 +14,10 @@ def submit(
 ) -> None:
     """Plan and submit a run. Exit code with --wait: 0 completed, 1 failed, 130 left running."""
     from launcher.submit import prepare
+    from launcher.submit import submit as start
 
     from .handover import hand_over
 
     prepared = prepare(spec, overrides or [], cluster=cluster, runs=runs)
-    hand_over(prepared, spec, wait=wait, yes=yes, as_json=as_json)
+    plan, paths = prepared.plan, prepared.paths
+    hand_over(plan, paths, lambda: start(plan, paths, spec), wait=wait, yes=yes, as_json=as_json)

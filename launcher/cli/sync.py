@@ -10,7 +10,11 @@ def sync(run: RunName, as_json: AsJson = False, runs: RunsFolder = RUNS) -> None
 
     from launcher.collect.sync import format_sync
     from launcher.collect.sync import sync as sync_run
-    from launcher.observe import find_run
+    from launcher.errors import UserError
+    from launcher.observe import find_run, read_status
 
-    result = sync_run(find_run(run, runs))
+    paths = find_run(run, runs)
+    if not paths.submission.exists():
+        raise UserError(f"{paths.root.name} was never submitted: there is nothing to sync")
+    result = sync_run(paths, read_status(paths).state)
     print(json.dumps(dataclasses.asdict(result), indent=2) if as_json else format_sync(result))

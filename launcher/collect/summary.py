@@ -39,13 +39,15 @@ class Findings:
     final_files: Sequence[str]
 
 
-def summarize(paths: RunPaths) -> dict[str, Any]:
-    """Sum the run up and write ``summary.json``; every checkpoint's files are hashed against its manifest.
+def summarize(paths: RunPaths, state: str, reason: str | None = None) -> dict[str, Any]:
+    """Sum the run up, which is in ``state`` for ``reason`` (``launcher.observe``), and write ``summary.json``.
+
+    Every checkpoint's files are hashed against its manifest.
 
     Raises:
         FileNotFoundError: ``paths`` is no run directory (no plan.json).
     """
-    summary = make_summary(gather_findings(paths))
+    summary = make_summary(gather_findings(paths), state, reason)
     write_json(paths.summary, summary)
     return summary
 
@@ -65,7 +67,7 @@ def gather_findings(paths: RunPaths) -> Findings:
     )
 
 
-def make_summary(found: Findings) -> dict[str, Any]:
+def make_summary(found: Findings, state: str, reason: str | None) -> dict[str, Any]:
     """The summary as the value of ``summary.json``; times in seconds, ``tokens_per_s`` the median over the steps."""
     metrics = merge_metrics(found.rows)
     # Every attempt reads the data again and says the same, so only the newest one's word counts.
@@ -76,8 +78,8 @@ def make_summary(found: Findings) -> dict[str, Any]:
         "run_id": found.plan.run_id,
         "name": found.plan.spec.name,
         "stage": found.plan.spec.stage,
-        "state": find_state(found.attempts, completed=found.completed, cancelled=found.cancelled),
-        "reason": found.attempts[-1].ended.reason if found.attempts and found.attempts[-1].ended else None,
+        "state": state,
+        "reason": reason,
         "steps": max((row["step"] for row in metrics), default=0),
         "attempts": len(found.attempts),
         "loss": _summarize_series(metrics, "loss"),
@@ -92,23 +94,6 @@ def make_summary(found: Findings) -> dict[str, Any]:
         "skipped_rows": skipped,
         "warnings": _find_warnings(found, metrics, skipped),
     }
-
-
-def find_state(attempts: Sequence[Attempt], *, completed: bool, cancelled: bool) -> State:
-    """The state as far as the run directory tells; whether a running one is alive, only the scheduler knows.
-
-    ``unknown`` is a run ended from outside: the scheduler may start it again.
-    """
-    if completed:
-        return "completed"
-    ended = attempts[-1].ended if attempts else None
-    if cancelled and (ended is not None or not attempts):
-        return "cancelled"
-    if ended is None:
-        return "running" if attempts else "pending"
-    # "completed" without the completion record: the save did not get to its end.
-    states: dict[str, State] = {"completed": "failed", "interrupted": "unknown", "cancelled": "cancelled"}
-    return states.get(ended.state, "failed")
 
 
 def _series(metrics: Sequence[Row], key: str) -> dict[int, Any]:

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from launcher.contract.attempt import read_attempts
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 
 from .client import Client
 from .compare import Comparison, compare
-from .summary import find_state
 from .wandb_run import ExportPaths, make_environment, take_ownership
 
 CLIENT_SECONDS = 120.0
@@ -49,7 +47,7 @@ class SyncResult:
     log: str
 
 
-def sync(paths: RunPaths) -> SyncResult:
+def sync(paths: RunPaths, state: str) -> SyncResult:
     """Bring W&B's files of a run that is over to the state of its ledger, then upload them.
 
     A run that goes on is only counted: its exporter writes. Nothing is done where tracking is disabled.
@@ -60,8 +58,7 @@ def sync(paths: RunPaths) -> SyncResult:
     plan = Plan.load(paths.plan)
     export = ExportPaths(paths.wandb)
     mode = plan.spec.tracking.wandb
-    state = find_state(read_attempts(paths), completed=paths.completion.exists(), cancelled=paths.cancelled.exists())
-    is_over = state not in ("pending", "running")
+    is_over = state not in ("pending", "running", "unknown")
     upload: Upload = "none"
     if mode == "disabled" or not is_over:
         found = compare(paths, plan)

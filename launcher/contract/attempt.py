@@ -47,5 +47,6 @@ class Attempt:
 def read_attempts(paths: RunPaths) -> list[Attempt]:
     """All attempts of a run, by number."""
     # Beside a02.json lie the records of what it continued: a01.submission.json, a01.completion.json.
-    files = sorted(path for path in paths.attempts.glob("a*.json") if path.stem.removeprefix("a").isdigit())
-    return [from_value(Attempt, read_json(path)) for path in files]
+    files = [path for path in paths.attempts.glob("a*.json") if path.stem.removeprefix("a").isdigit()]
+    # By number: as text a100 would stand before a99.
+    return sorted((from_value(Attempt, read_json(path)) for path in files), key=lambda attempt: attempt.number)

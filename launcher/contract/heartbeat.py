@@ -1,5 +1,6 @@
 """A heartbeat: one small file per rank that says how far it is, replaced at each step."""
 
+import contextlib
 import os
 import socket
 import time
@@ -28,7 +29,8 @@ def beat(paths: RunPaths, *, rank: int, attempt: int, step: int, phase: str) -> 
     value = Heartbeat(
         t=time.time(), rank=rank, node=socket.gethostname(), pid=os.getpid(), attempt=attempt, step=step, phase=phase
     )
-    write_json(paths.heartbeat(rank), to_value(value))
+    with contextlib.suppress(OSError):  # a full disk is no reason for a rank to die
+        write_json(paths.heartbeat(rank), to_value(value))
 
 
 def read_heartbeats(paths: RunPaths) -> list[Heartbeat]:

@@ -111,6 +111,14 @@ class RunPaths:
     def checkpoint(self, number: int, step: int) -> Path:
         return self.checkpoints / attempt_name(number) / f"step-{step:06d}"
 
+    def published(self) -> list[Path]:
+        """The published checkpoints, the oldest first: by attempt, then by step, as numbers.
+
+        A later attempt may have gone back to an earlier step. Whether one is whole, its manifest says.
+        """
+        folders = self.checkpoints.glob("a*/step-*")
+        return sorted(folders, key=lambda path: (int(path.parent.name[1:]), int(path.name.removeprefix("step-"))))
+
     @property
     def final(self) -> Path:
         return self.root / "final"

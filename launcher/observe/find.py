@@ -11,7 +11,14 @@ from launcher.errors import UserError
 def list_runs(runs: Path) -> list[RunPaths]:
     """The submitted runs below ``runs``, the newest submission first."""
     found = [RunPaths(file.parent) for file in runs.glob("*/submission.json")]
-    return sorted(found, key=lambda paths: (read_json(paths.submission) or {}).get("t", 0), reverse=True)
+    return sorted(found, key=_submitted_at, reverse=True)
+
+
+def _submitted_at(paths: RunPaths) -> float:
+    try:
+        return float((read_json(paths.submission) or {})["t"])
+    except (KeyError, TypeError, ValueError):
+        return 0.0  # a damaged record must not hide the other runs
 
 
 def find_run(name: str, runs: Path) -> RunPaths:

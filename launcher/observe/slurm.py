@@ -1,12 +1,10 @@
-"""Asks Slurm about jobs; its text becomes values in pure functions, and one seam runs its commands."""
+"""Asks Slurm about jobs; its text becomes values in pure functions."""
 
 import contextlib
-import subprocess
 from dataclasses import dataclass
 
+from launcher.cluster.slurm import run_command
 from launcher.errors import ClusterError
-
-TIMEOUT_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -55,26 +53,7 @@ ENDINGS = {
 }
 
 
-def run_command(arguments: list[str], env: dict[str, str]) -> str:
-    """stdout of a Slurm command.
-
-    Raises:
-        ClusterError: it is missing, silent for 30 s, or failed; silence means unknown, never gone.
-    """
-    try:
-        done = subprocess.run(
-            arguments, env=env, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, stdin=subprocess.DEVNULL
-        )
-    except FileNotFoundError:
-        raise ClusterError(f"{arguments[0]} is not on the PATH: run this on a login node of the cluster") from None
-    except subprocess.TimeoutExpired:
-        raise ClusterError(f"{arguments[0]} did not answer within {TIMEOUT_SECONDS} s") from None
-    if done.returncode != 0:
-        raise ClusterError(f"{arguments[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
-    return done.stdout
-
-
-def ask_jobs(job_ids: list[str], env: dict[str, str]) -> dict[str, JobView]:
+def ask_jobs(job_ids: list[str], slurm_conf: str | None) -> dict[str, JobView]:
     """What Slurm knows of these jobs: the queue first, accounting for those that have left it.
 
     A job that neither names is left out of the answer: its state is unknown.
@@ -88,7 +67,7 @@ def ask_jobs(job_ids: list[str], env: dict[str, str]) -> dict[str, JobView]:
         if wanted:
             # squeue fails for a job that it has forgotten, a site may have no sacct: no answer is no verdict.
             with contextlib.suppress(ClusterError):
-                views |= parse(run_command([*arguments, "--jobs=" + ",".join(wanted)], env))
+                views |= parse(run_command([*arguments, "--jobs=" + ",".join(wanted)], slurm_conf))
     return {job: view for job, view in views.items() if job in job_ids}
 
 
@@ -96,7 +75,10 @@ def parse_squeue(text: str) -> dict[str, JobView]:
     """``%i|%T|%r`` lines -> job id -> view; squeue's reason "None" is none."""
     views = {}
     for line in text.splitlines():
-        job, state, reason = line.strip().split("|", 2)
+        fields = line.strip().split("|", 2)
+        if len(fields) < 3 or not fields[1]:
+            continue  # some sites print a banner
+        job, state, reason = fields
         views[job] = JobView(state, None if reason in ("", "None") else reason)
     return views
 
@@ -105,6 +87,9 @@ def parse_sacct(text: str) -> dict[str, JobView]:
     """``JobIDRaw|State|Reason`` lines; "CANCELLED by 1000" is CANCELLED. Of a requeued job the last line counts."""
     views = {}
     for line in text.splitlines():
-        job, state, reason = line.strip().split("|", 2)
+        fields = line.strip().split("|", 2)
+        if len(fields) < 3 or not fields[1]:
+            continue
+        job, state, reason = fields
         views[job] = JobView(state.split()[0], None if reason in ("", "None") else reason)
     return views

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-from launcher.contract.attempt import Attempt, read_attempts
+from launcher.contract.attempt import Attempt, Ending, read_attempts
 from launcher.contract.heartbeat import read_heartbeats
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 from launcher.contract.process import is_running
-from launcher.submit import Submission, read_submission
-from launcher.submit.slurm import scheduler_environment
+from launcher.contract.submission import Submission, read_submission
 
 from .slurm import ENDINGS, STATES, JobView, ask_jobs
 
@@ -36,7 +35,7 @@ def read_status(paths: RunPaths) -> Status:
     attempts = read_attempts(paths)
     job = None
     if submission is not None and submission.job_id is not None and not paths.completion.exists():
-        job = ask_jobs([submission.job_id], scheduler_environment(plan.cluster.slurm_conf)).get(submission.job_id)
+        job = ask_jobs([submission.job_id], plan.cluster.slurm_conf).get(submission.job_id)
     state, reason = decide(
         is_complete=paths.completion.exists(),
         is_cancelled=paths.cancelled.exists(),
@@ -44,7 +43,9 @@ def read_status(paths: RunPaths) -> Status:
         last=attempts[-1] if attempts else None,
         job=job,
     )
-    beats = [beat.step for beat in read_heartbeats(paths)]
+    last = attempts[-1] if attempts else None
+    # An older attempt may have been further, or have had more ranks.
+    beats = [beat.step for beat in read_heartbeats(paths) if last is not None and beat.attempt == last.number]
     return Status(
         run_id=plan.run_id,
         run_dir=str(paths.root),
@@ -59,21 +60,48 @@ def read_status(paths: RunPaths) -> Status:
     )
 
 
+def read_or_tell(paths: RunPaths) -> Status:
+    """As :func:`read_status`; a run whose files are damaged is ``unknown``, and does not hide the others."""
+    try:
+        return read_status(paths)
+    except (OSError, TypeError, ValueError) as error:
+        return Status(
+            run_id=paths.root.name,
+            run_dir=str(paths.root),
+            stage="",
+            state="unknown",
+            step=0,
+            max_steps=None,
+            attempt=0,
+            reason=f"its files cannot be read: {error}",
+            cluster="",
+            job_id=None,
+        )
+
+
 def decide(
     *, is_complete: bool, is_cancelled: bool, submission: Submission | None, last: Attempt | None, job: JobView | None
 ) -> tuple[str, str | None]:
-    """State and reason. The completion record outranks all; then the scheduler on whether the job lives, and the
-    attempt's own record on why it ended."""
+    """State and reason.
+
+    The completion record outranks all. Then comes how the last attempt of this very submission ended, by its own
+    word; then the scheduler, on whether the job lives. Its silence is no verdict.
+    """
     if is_complete:
         return "completed", None
     if submission is None:
         return "pending", "planned, not submitted"
+    ending = last.ended if last is not None and _belongs(last, submission) else None
+    if ending is not None and ending.state != "interrupted":
+        # Completed without the record in sight: a network file system shows it a little later.
+        return ending.state, None if ending.state == "completed" else ending.reason
     if submission.scheduler == "local":
         if submission.pid is None:
-            return "pending", "being submitted"
+            return "unknown", "the launcher stopped between claiming the run and starting it"
         if is_running(submission.pid, submission.pid_start):
             return "running", None
-        return _ended(last, is_cancelled, "the supervisor is gone without a record: killed, or the machine restarted")
+        gone = "the supervisor is gone without a record: killed, or the machine restarted"
+        return _ended(ending, is_cancelled, gone)
     if submission.job_id is None:
         return "unknown", "the launcher stopped between claiming the run and recording its job id"
     if job is None:
@@ -87,12 +115,17 @@ def decide(
         return "unknown", f"Slurm says {job.state}"
     if job.state in ENDINGS:
         return "failed", ENDINGS[job.state]
-    return _ended(last, is_cancelled, f"Slurm says {job.state}, and the job left no record; see logs/batch-*.log")
+    return _ended(ending, is_cancelled, f"Slurm says {job.state}, and the job left no record; see logs/batch-*.log")
 
 
-def _ended(last: Attempt | None, is_cancelled: bool, otherwise: str) -> tuple[str, str | None]:
-    if last is not None and last.ended is not None:
-        if last.ended.state == "cancelled":
-            return "cancelled", last.ended.reason
-        return "failed", last.ended.reason
-    return ("cancelled", "cancelled by the user") if is_cancelled else ("failed", otherwise)
+def _belongs(attempt: Attempt, submission: Submission) -> bool:
+    """Whether ``attempt`` is of this hand-over and not of one before it."""
+    if submission.scheduler == "slurm":
+        return attempt.slurm_job_id == submission.job_id
+    return attempt.started >= submission.t
+
+
+def _ended(ending: Ending | None, is_cancelled: bool, otherwise: str) -> tuple[str, str | None]:
+    if is_cancelled:
+        return "cancelled", "cancelled by the user"
+    return "failed", ending.reason if ending is not None else otherwise

@@ -1,12 +1,13 @@
 """Plan -> the files that the job reads; pure, but for :func:`read_base`, which the caller hands to the rest."""
 
+from launcher.contract.environment import format_environment
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 
 from .accelerate import render_accelerate
 from .deepspeed import STAGES, render_deepspeed
 from .deepspeed_base import read_base
-from .environment import format_environment, rank_environment
+from .environment import rank_environment
 
 __all__ = ["read_base", "render"]
 

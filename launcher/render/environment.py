@@ -71,17 +71,5 @@ def fsdp_settings(plan: Plan) -> dict[str, str | int | bool]:
     }
 
 
-def format_environment(env: dict[str, str]) -> str:
-    """``KEY=VALUE`` lines, read by :func:`jobs.supervisor.read_environment`.
-
-    Raises:
-        ValueError: a value holds a newline, which this format can't carry.
-    """
-    for name, value in env.items():
-        if "\n" in value:
-            raise ValueError(f"{name}: a newline in an environment variable's value")
-    return "".join(f"{name}={value}\n" for name, value in sorted(env.items()))
-
-
 def _word(value: str | int | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -37,6 +37,11 @@ def _overlap(name: str, other: str) -> bool:
     return name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.")
 
 
+def _check_name(spec: Spec) -> Iterator[Complaint]:
+    if re.fullmatch(r"last(-\d+)?", spec.name):
+        yield "name", f"{spec.name} is how commands call the newest runs", "choose another name"
+
+
 def _check_length(spec: Spec) -> Iterator[Complaint]:
     steps, epochs = spec.train.max_steps, spec.train.epochs
     if steps is None and epochs is None:
@@ -115,6 +120,7 @@ def _check_time(spec: Spec) -> Iterator[Complaint]:
 
 
 _CHECKS: tuple[Callable[[Spec], Iterator[Complaint]], ...] = (
+    _check_name,
     _check_length,
     _check_warmup,
     _check_full_training,

@@ -1,17 +1,17 @@
 """Ends a run at the user's word."""
 
+import contextlib
 import os
 import signal
 import time
 
+from launcher.cluster.slurm import run_command
 from launcher.contract.files import write_text
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 from launcher.contract.process import is_running
-from launcher.errors import UserError
-
-from .slurm import cancel_job
-from .submit import read_submission
+from launcher.contract.submission import read_submission
+from launcher.errors import ClusterError, UserError
 
 STOP_SECONDS = 30
 
@@ -28,11 +28,18 @@ def cancel_run(paths: RunPaths) -> None:
     submission = read_submission(paths)
     if submission is None:
         raise UserError(f"{paths.root.name} was planned but never submitted")
+    if submission.job_id is None and submission.pid is None:
+        raise UserError(f"{paths.root.name} is being submitted, or that was cut off: its job is not known here")
     write_text(paths.cancelled, f"{time.time()}\n")
     if submission.job_id is not None:
-        cancel_job(submission.job_id, Plan.load(paths.plan))
+        try:
+            run_command(["scancel", submission.job_id], Plan.load(paths.plan).cluster.slurm_conf)
+        except ClusterError as error:
+            paths.cancelled.unlink()
+            raise ClusterError(f"{error}; the job may still run") from error
     elif submission.pid is not None and is_running(submission.pid, submission.pid_start):
-        os.kill(submission.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(submission.pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
         while is_running(submission.pid, submission.pid_start) and time.monotonic() < deadline:
             time.sleep(0.1)

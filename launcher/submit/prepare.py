@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -14,12 +15,14 @@ from launcher.contract.files import make_folder, write_json, write_text
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 from launcher.contract.values import to_value
+from launcher.errors import UserError
 from launcher.plan import digest_request, make_plan, name_run
 from launcher.render import read_base, render
 from launcher.spec import load_spec
 
 from .choose import choose_cluster
-from .slurm import job_script, local_script
+from .script import local_script
+from .slurm import job_script
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,20 @@ def prepare(spec_path: Path, overrides: Sequence[str], *, cluster: str | None, r
     loaded = load_spec(spec_path, overrides)
     profile = resolve_cluster(choose_cluster(cluster, loaded.spec.cluster))
     runs = runs.resolve()
+    # A newline would be a line of its own in the job script; submitit expands %j and its like in its folder's name.
+    if not str(runs).isprintable() or re.search("%[A-Za-z]", str(runs)):
+        raise UserError(f"--runs: {str(runs)!r} has characters that cannot stand in a job script; nothing was written")
     ds_base = read_base(loaded.spec)
     digest = digest_request(loaded.spec, profile, launcher.__version__, ds_base)
-    run_id = name_run(loaded.spec.name, digest, lambda name: RunPaths(runs / name).submission.exists())
+    run_id = name_run(loaded.spec.name, digest, lambda name: _is_taken(RunPaths(runs / name)))
     plan = make_plan(loaded, profile, run_id=run_id, runs=runs, version=launcher.__version__, ds_base=ds_base)
     prepared = render_all(plan)
     write_text(prepared.paths.spec_source, loaded.source)
     return prepared
+
+
+def _is_taken(paths: RunPaths) -> bool:
+    return paths.submission.exists() or paths.attempts.exists()
 
 
 def render_all(plan: Plan) -> Prepared:

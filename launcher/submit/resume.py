@@ -2,21 +2,24 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import launcher
 from launcher.contract.attempt import read_attempts
+from launcher.contract.files import make_folder
 from launcher.contract.ledger import merge_metrics, read_run
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 from launcher.contract.spec import Spec
+from launcher.contract.submission import Submission
 from launcher.errors import SpecError, UserError
 from launcher.plan import make_plan
 from launcher.spec import LoadedSpec, load_spec
 
 from .choose import choose_cluster
-from .prepare import Prepared, render_all, resolve_cluster
+from .prepare import render_all, resolve_cluster
+from .submit import submit
 
 FREE_SECTIONS = ("resources", "tracking", "cluster")
 """What may differ when a run goes on; of ``train`` the keys below."""
@@ -31,13 +34,17 @@ FREE_TRAIN_KEYS = (
 )
 
 
-def prepare_resume(paths: RunPaths, overrides: Sequence[str], *, cluster: str | None) -> Prepared:
-    """Plan the continuation of the run in ``paths``, with ``overrides`` laid over its spec, and render it.
+def plan_resume(paths: RunPaths, overrides: Sequence[str], *, cluster: str | None) -> Plan:
+    """Plan the continuation of the run in ``paths``, with ``overrides`` laid over its spec; writes nothing.
 
     Raises:
-        UserError: an override would make it another run, or there is nothing left to do; nothing is changed then.
+        UserError: an override would make it another run, or there is nothing left to do.
     """
     before = Plan.load(paths.plan)
+    if not paths.submission.exists():
+        raise UserError(f"{before.run_id} was planned but never submitted; submit its file instead")
+    if paths.root.name != before.run_id:
+        raise UserError(f"{paths.root}: this folder was renamed; give it back its name, {before.run_id}, to resume it")
     # The effective spec as JSON is YAML too, with every path absolute and every override in it.
     loaded = load_spec(paths.spec, overrides)
     _refuse_another_run(loaded, before.spec)
@@ -46,7 +53,7 @@ def prepare_resume(paths: RunPaths, overrides: Sequence[str], *, cluster: str | 
         loaded,
         profile,
         run_id=before.run_id,
-        runs=Path(before.runs),
+        runs=paths.root.parent,
         version=launcher.__version__,
         ds_base=before.ds_base,  # as it was: the user's file may have changed or gone
     )
@@ -58,8 +65,19 @@ def prepare_resume(paths: RunPaths, overrides: Sequence[str], *, cluster: str | 
                 f"{before.run_id} is complete at step {done}; nothing was submitted\n"
                 f"hint: tuneyard resume {before.run_id} train.max_steps={2 * done} goes on from there"
             )
-    _reopen(paths)
-    return render_all(plan)
+    return plan
+
+
+def resume(plan: Plan, paths: RunPaths) -> Submission:
+    """Hand the run over again, as ``plan`` says; what stood there stays if that fails.
+
+    Raises:
+        UserError: another command resumes it at this moment.
+        ClusterError: the scheduler refused.
+    """
+    with _reopened(paths):
+        render_all(plan)
+        return submit(plan, paths, None)
 
 
 def _refuse_another_run(loaded: LoadedSpec, before: Spec) -> None:
@@ -86,17 +104,29 @@ def _refuse_another_run(loaded: LoadedSpec, before: Spec) -> None:
         raise SpecError(problems)
 
 
-def _reopen(paths: RunPaths) -> None:
-    """Move the records of the last start into the attempts' folder, so that the run can be handed over again.
-
-    Raises:
-        UserError: the run was never submitted, or another command resumes it at this moment.
-    """
+@contextmanager
+def _reopened(paths: RunPaths) -> Iterator[None]:
+    """Move the records of the last start into the attempts' folder; an exception moves them back, and the plan."""
     number = max((attempt.number for attempt in read_attempts(paths)), default=0)
+    make_folder(paths.attempts)
+    moved = {
+        paths.submission: paths.attempts / f"a{number:02d}.submission.json",
+        paths.completion: paths.attempts / f"a{number:02d}.completion.json",
+        paths.cancelled: paths.attempts / f"a{number:02d}.cancelled",
+    }
+    before = Plan.load(paths.plan)
     try:
-        os.rename(paths.submission, paths.attempts / f"a{number:02d}.submission.json")
+        os.rename(paths.submission, moved[paths.submission])
     except FileNotFoundError:
-        raise UserError(f"{paths.root.name} is not submitted, or is being resumed by another command") from None
-    if paths.completion.exists():
-        os.rename(paths.completion, paths.attempts / f"a{number:02d}.completion.json")
-    paths.cancelled.unlink(missing_ok=True)
+        raise UserError(f"{paths.root.name} is being resumed by another command") from None
+    try:
+        for old, new in moved.items():
+            if old.exists():
+                os.rename(old, new)
+        yield
+    except BaseException:
+        for old, new in moved.items():
+            if new.exists():
+                os.rename(new, old)
+        render_all(before)
+        raise

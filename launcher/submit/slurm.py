@@ -7,16 +7,16 @@ the preview exact without a cluster at hand; a golden test holds the text, and :
 
 import os
 import shlex
-import string
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from launcher.cluster.slurm import run_command, scheduler_environment
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
-from launcher.data import find_data
 from launcher.errors import ClusterError
+
+from .script import setup_lines
 
 # What sbatch is given is kept in slurmctld's state and shown to admins: only these names, never the caller's whole
 # environment (tokens are in it).
@@ -55,21 +55,24 @@ def submit_job(plan: Plan, paths: RunPaths) -> str:
         try:
             return str(executor.submit(supervisor.run, str(paths.root)).job_id)
         except (FailedJobError, FailedSubmissionError) as error:
-            hint = (
-                f"\nhint: `tuneyard plan --script` shows what was asked of {plan.cluster.name}; run it on a login node"
-            )
-            raise ClusterError(f"sbatch refused, nothing was submitted: {_last_words(error)}{hint}") from error
+            # "Socket timed out" and the like come after slurmctld may have taken the job: ask before saying no.
+            if job_id := _find_job(plan):
+                return job_id
+            raise ClusterError(
+                f"sbatch refused, nothing was submitted: {_last_words(error)}\n"
+                f"hint: `tuneyard plan --script` shows what was asked of {plan.cluster.name}; submit on a login node"
+            ) from error
 
 
-def scheduler_environment(slurm_conf: str | None) -> dict[str, str]:
-    """The caller's environment for Slurm's commands, without the variables of a job that it may be running in.
-
-    Inside a job an inherited SLURM_* makes the child's srun fail ("Step requested GRES but job doesn't have GRES"),
-    and SBATCH_* would outrank the script's own lines, so that the preview would lie. SLURM_CONF stays.
-    """
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_", "SUBMITIT_"))}
-    conf = slurm_conf or os.environ.get("SLURM_CONF")
-    return env | ({"SLURM_CONF": conf} if conf else {})
+def _find_job(plan: Plan) -> str | None:
+    """The id of a job of this run's name, if Slurm has one."""
+    try:
+        found = run_command(
+            ["squeue", "--me", "--noheader", f"--name={plan.run_id}", "--format=%i"], plan.cluster.slurm_conf
+        ).split()
+    except ClusterError:
+        return None
+    return found[0] if found else None
 
 
 @contextmanager
@@ -86,12 +89,12 @@ def _scheduler_environment(plan: Plan) -> Iterator[None]:
 
 def _parameters(plan: Plan, paths: RunPaths) -> dict[str, Any]:
     asked, profile, topology = plan.spec.resources, plan.cluster, plan.topology
-    template = string.Template((find_data("slurm") / "job_setup.sh").read_text(encoding="utf-8"))
-    setup = template.substitute(code=shlex.quote(str(paths.code)), root=shlex.quote(str(paths.root)))
+    # A literal % in the run's path would be read as a pattern of sbatch's.
+    logs = str(paths.root / "logs").replace("%", "%%")
     more: dict[str, Any] = {
         "export": ",".join(EXPORTED),
         "requeue": True,
-        "output": str(paths.root / "logs" / "batch-%j.log").replace("%", "%%").replace("%%j", "%j"),
+        "output": f"{logs}/batch-%j.log",
     }
     if asked.mem_gb is not None:
         more["mem"] = f"{round(asked.mem_gb * 1024)}M"
@@ -109,9 +112,12 @@ def _parameters(plan: Plan, paths: RunPaths) -> dict[str, Any]:
         "signal_delay_s": SIGNAL_SECONDS,
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's default, "submitit", is refused where workload keys are checked
-        "setup": [*setup.rstrip("\n").split("\n"), *profile.setup],
+        "setup": setup_lines(plan, paths),
         "use_srun": False,  # the supervisor lives in the batch step and starts srun itself
-        "additional_parameters": more | profile.sbatch,
+        # false and null in the profile take an option away; submitit would write --exclusive=False.
+        "additional_parameters": {
+            name: value for name, value in (more | profile.sbatch).items() if value not in (None, False)
+        },
     }
 
 
@@ -126,28 +132,3 @@ def _command(plan: Plan, paths: RunPaths) -> str:
 
 def _last_words(error: Exception) -> str:
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-
-
-def local_script(plan: Plan, paths: RunPaths) -> str:
-    """The bash script that starts the supervisor on this machine."""
-    template = string.Template((find_data("slurm") / "job_setup.sh").read_text(encoding="utf-8"))
-    setup = template.substitute(code=shlex.quote(str(paths.code)), root=shlex.quote(str(paths.root)))
-    lines = ["#!/bin/bash", setup.rstrip("\n"), *plan.cluster.setup]
-    return "\n".join([*lines, f"exec {_python(plan)} -m jobs.supervisor {shlex.quote(str(paths.root))}", ""])
-
-
-def cancel_job(job_id: str, plan: Plan) -> None:
-    """``scancel`` the job.
-
-    Raises:
-        ClusterError: scancel could not be asked, or refused.
-    """
-    arguments = ["scancel", job_id]
-    try:
-        done = subprocess.run(
-            arguments, env=scheduler_environment(plan.cluster.slurm_conf), capture_output=True, text=True, timeout=60
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ClusterError(f"scancel {job_id}: {error}; the job may still run") from error
-    if done.returncode != 0:
-        raise ClusterError(f"scancel {job_id}: {done.stderr.strip()}; the job may still run")

@@ -12,8 +12,8 @@ from launcher.contract.paths import RunPaths
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "_data")
 
 
-def take_snapshot(paths: RunPaths, repository: Path) -> None:
-    """Copy tuneyard's own packages to ``code/`` and write ``git.json`` of the repository around ``repository``."""
+def take_snapshot(paths: RunPaths, repository: Path | None) -> None:
+    """Copy tuneyard's own packages to ``code/`` and write ``git.json`` of the repository around the file, if given."""
     package = Path(launcher.__file__).parent
     make_folder(paths.code)
     for name in ("launcher", "jobs"):
@@ -21,7 +21,8 @@ def take_snapshot(paths: RunPaths, repository: Path) -> None:
         if target.exists():
             shutil.rmtree(target)
         shutil.copytree(package.parent / name, target, ignore=_LEFT_OUT)
-    write_json(paths.git, read_git(repository.resolve() if repository.is_dir() else repository.resolve().parent))
+    if repository is not None:
+        write_json(paths.git, read_git(repository.resolve().parent))
 
 
 def read_git(folder: Path) -> dict[str, Any]:

@@ -1,50 +1,32 @@
 """Submits a prepared run, once, and records where it went."""
 
 import os
+import signal
 import subprocess
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.contract.files import make_folder, read_json, write_json, write_text
+from launcher.contract.files import make_folder, write_json, write_text
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 from launcher.contract.process import process_start
+from launcher.contract.submission import Submission
 from launcher.contract.values import from_value, to_value
 from launcher.errors import UserError
 
-from .prepare import Prepared
 from .slurm import submit_job
 from .snapshot import take_snapshot
 
 
-@dataclass(frozen=True, kw_only=True)
-class Submission:
-    """Where a run went: a Slurm job, or a local supervisor process (``pid`` with its start time in clock ticks).
-
-    ``job_id`` and ``pid`` are both None between the claim and the hand-over.
-    """
-
-    t: float
-    run_id: str
-    run_dir: str
-    cluster: str
-    scheduler: str
-    job_id: str | None = None
-    pid: int | None = None
-    pid_start: int | None = None
-
-
-def submit(prepared: Prepared, repository: Path) -> Submission:
+def submit(plan: Plan, paths: RunPaths, repository: Path | None) -> Submission:
     """Snapshot the code, hand the run over, and write submission.json.
 
-    ``repository`` is a file or folder in the user's git repository, whose state is recorded.
+    ``repository`` is a file in the user's git repository, whose state is recorded; None keeps what is recorded.
 
     Raises:
         UserError: the run has been submitted already.
         ClusterError: the scheduler refused; nothing was submitted and the run can be submitted again.
     """
-    plan, paths = prepared.plan, prepared.paths
     submission = Submission(
         t=time.time(),
         run_id=plan.run_id,
@@ -53,6 +35,8 @@ def submit(prepared: Prepared, repository: Path) -> Submission:
         scheduler=plan.cluster.scheduler,
     )
     _claim(paths, submission)
+    # Ctrl-C between sbatch's yes and the record would leave a job that nobody knows of.
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         take_snapshot(paths, repository)
         make_folder(paths.root / "logs")
@@ -63,18 +47,14 @@ def submit(prepared: Prepared, repository: Path) -> Submission:
         else:
             values["pid"] = _start_local(paths)
             values["pid_start"] = process_start(values["pid"])
+        write_json(paths.submission, values)
     except BaseException:
         paths.submission.unlink(missing_ok=True)
         paths.secrets.unlink(missing_ok=True)
         raise
-    write_json(paths.submission, values)
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     return from_value(Submission, values)
-
-
-def read_submission(paths: RunPaths) -> Submission | None:
-    """The record of ``paths``, or None for a run that was only planned."""
-    value = read_json(paths.submission)
-    return None if value is None else from_value(Submission, value)
 
 
 def _claim(paths: RunPaths, submission: Submission) -> None:

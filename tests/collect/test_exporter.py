@@ -260,7 +260,7 @@ def test_sync_completes_what_a_killed_exporter_left(
     Attempt(number=1, started=1.0, nodes=["n"]).save(paths)
     exporter = start(paths)
     wait_for(lambda: 3 in steps_on_record(paths))
-    going_on = sync(paths)
+    going_on = sync(paths, "running")
     assert (going_on.is_over, going_on.missing_rows) == (False, 1)
     exporter.process.kill()
     write_steps(paths, attempt=1, steps=range(5, 10), loss=1.0)
@@ -268,12 +268,12 @@ def test_sync_completes_what_a_killed_exporter_left(
     ending = Ending(t=9.0, state="completed", exit_code=0, reason="all ranks finished")
     Attempt(number=1, started=1.0, nodes=["n"], ended=ending).save(paths)
 
-    result = sync(paths)
+    result = sync(paths, "failed")
     assert (result.ledger_rows, result.recorded_rows, result.duplicate_rows, result.missing_rows) == (10, 10, 0, 0)
     assert (result.missing_artifacts, result.upload) == ([], "no-login")
     assert f"then: tuneyard sync {paths.root.name}" in format_sync(result)
     assert logged_rows(paths) == ledger_rows(paths)
-    assert sync(paths) == result, "a second time there is nothing to write"
+    assert sync(paths, "failed") == result, "a second time there is nothing to write"
 
 
 def test_disabled_ends_at_once(tmp_path: Path, start: Callable[..., Exporter]) -> None:
@@ -281,7 +281,7 @@ def test_disabled_ends_at_once(tmp_path: Path, start: Callable[..., Exporter]) -
     exporter = start(paths)
     assert exporter.process.wait(10) == 0
     assert not paths.wandb.exists()
-    assert "disabled" in format_sync(sync(paths))
+    assert "disabled" in format_sync(sync(paths, "completed"))
 
 
 def steps_on_record(paths: RunPaths) -> set[int]:

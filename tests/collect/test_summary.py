@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.collect.summary import find_state, summarize
+from launcher.collect.summary import summarize
 from launcher.collect.terminal import format_seconds, format_summary
 from launcher.contract.attempt import Attempt, Ending
 from launcher.contract.ledger import LedgerWriter
@@ -29,7 +29,7 @@ def test_a_completed_run(tmp_path: Path) -> None:
     write_completion(paths)
     end(paths)
 
-    summary = summarize(paths)
+    summary = summarize(paths, "completed")
 
     assert json.loads(paths.summary.read_text()) == summary
     assert (summary["state"], summary["steps"], summary["attempts"]) == ("completed", 10, 1)
@@ -58,14 +58,14 @@ def test_a_completed_run(tmp_path: Path) -> None:
 
 
 def test_no_ledger(tmp_path: Path) -> None:
-    summary = summarize(make_run(tmp_path))
+    summary = summarize(make_run(tmp_path), "pending")
     assert (summary["state"], summary["steps"], summary["loss"]) == ("pending", 0, None)
     assert format_summary(summary).startswith("sft-tiny.0001 pending\n")
 
 
 def test_no_run_directory(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        summarize(RunPaths(tmp_path))
+        summarize(RunPaths(tmp_path), "pending")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -80,7 +80,7 @@ def test_a_torn_ledger_a_broken_checkpoint_and_nan(tmp_path: Path) -> None:
     paths.completion.unlink()
     end(paths, "failed", "rank 1 on n0: CUDA out of memory")
 
-    summary = summarize(paths)
+    summary = summarize(paths, "failed", "rank 1 on n0: CUDA out of memory")
 
     assert json.loads(paths.summary.read_text(), parse_constant=pytest.fail) == summary
     assert summary["steps"] == 7
@@ -92,25 +92,6 @@ def test_a_torn_ledger_a_broken_checkpoint_and_nan(tmp_path: Path) -> None:
         "eval_loss is not finite at 1 steps, the first is 5",
     ]
     assert format_summary(summary).startswith("sft-tiny.0001 failed: rank 1 on n0: CUDA out of memory\n")
-
-
-@pytest.mark.parametrize(
-    ("ended", "completed", "cancelled", "state"),
-    [
-        ("completed", True, False, "completed"),
-        ("completed", False, False, "failed"),
-        ("failed", False, False, "failed"),
-        ("failed", True, True, "completed"),
-        ("interrupted", False, False, "unknown"),
-        ("interrupted", False, True, "cancelled"),
-        (None, False, False, "running"),
-        (None, False, True, "running"),
-    ],
-)
-def test_state(ended: str | None, completed: bool, cancelled: bool, state: str) -> None:
-    ending = ended and Ending(t=1.0, state=ended, exit_code=0, reason="")  # type: ignore[arg-type]
-    attempt = Attempt(number=1, started=0.0, nodes=[], ended=ending or None)
-    assert find_state([attempt], completed=completed, cancelled=cancelled) == state
 
 
 @pytest.mark.parametrize(

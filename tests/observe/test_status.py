@@ -7,14 +7,16 @@ import pytest
 
 from launcher.contract.attempt import Attempt, Ending
 from launcher.contract.process import is_running, process_start
+from launcher.contract.submission import Submission
 from launcher.observe.slurm import STATES, JobView, parse_sacct, parse_squeue
 from launcher.observe.status import decide
-from launcher.submit import Submission
 
 SLURM = Submission(t=1.0, run_id="r", run_dir="/r", cluster="c", scheduler="slurm", job_id="7")
+GOING = Attempt(number=1, started=1.0, nodes=["n0"], slurm_job_id="7")
 FAILED = Attempt(
     number=1,
     started=1.0,
+    slurm_job_id="7",
     nodes=["n0"],
     ended=Ending(t=2.0, state="failed", exit_code=1, reason="rank 1 on n0: ValueError: x"),
 )
@@ -26,7 +28,7 @@ def _decide(**changes: object) -> tuple[str, str | None]:
 
 
 def test_silence_of_the_scheduler_is_unknown_never_an_end() -> None:
-    state, reason = _decide(last=FAILED)
+    state, reason = _decide(last=GOING)
     assert state == "unknown"
     assert "7" in str(reason)
 
@@ -40,14 +42,29 @@ def test_the_completion_record_outranks_the_scheduler() -> None:
     [
         (JobView("PENDING", "Resources"), ("pending", "Resources")),
         (JobView("RUNNING", None), ("running", None)),
-        (JobView("FAILED", "NonZeroExitCode"), ("failed", "rank 1 on n0: ValueError: x")),
         (JobView("CANCELLED", None), ("cancelled", "cancelled in Slurm")),
     ],
 )
-def test_slurm_says_whether_it_lives_and_the_attempt_says_why_it_ended(
-    view: JobView, expected: tuple[str, str | None]
-) -> None:
-    assert _decide(job=view, last=FAILED) == expected
+def test_slurm_says_whether_it_lives(view: JobView, expected: tuple[str, str | None]) -> None:
+    assert _decide(job=view, last=GOING) == expected
+
+
+@pytest.mark.parametrize("job", [None, JobView("FAILED", None), JobView("TIMEOUT", None), JobView("RUNNING", None)])
+def test_the_attempts_own_word_on_its_end_outranks_the_scheduler(job: JobView | None) -> None:
+    """Also where accounting has forgotten the job, or the end of the exporter ran into the time limit."""
+    assert _decide(job=job, last=FAILED) == ("failed", "rank 1 on n0: ValueError: x")
+
+
+def test_an_attempt_of_an_earlier_hand_over_says_nothing_of_this_one() -> None:
+    resumed = dataclasses.replace(SLURM, job_id="8")
+    assert _decide(submission=resumed, job=JobView("PENDING", None), last=FAILED) == ("pending", None)
+    state, reason = _decide(submission=resumed, job=JobView("BOOT_FAIL", None), last=FAILED)
+    assert (state, reason) == ("failed", "a node did not boot")
+
+
+def test_completed_by_the_attempts_word_though_the_record_is_not_in_sight_yet() -> None:
+    ended = dataclasses.replace(FAILED.ended, state="completed", reason="all ranks finished")  # type: ignore[type-var]
+    assert _decide(last=dataclasses.replace(FAILED, ended=ended), job=JobView("COMPLETED", None))[0] == "completed"
 
 
 def test_a_job_that_slurm_calls_completed_without_a_completion_record_failed() -> None:
@@ -57,7 +74,7 @@ def test_a_job_that_slurm_calls_completed_without_a_completion_record_failed() -
 
 
 def test_time_limit_has_a_remedy() -> None:
-    state, reason = _decide(job=JobView("TIMEOUT", None), last=FAILED)
+    state, reason = _decide(job=JobView("TIMEOUT", None), last=GOING)
     assert state == "failed"
     assert "resources.time" in str(reason)
 
@@ -77,7 +94,7 @@ def test_a_pid_that_was_given_to_another_process_is_not_the_run() -> None:
 
 
 def test_slurm_text_becomes_values() -> None:
-    assert parse_squeue("7|PENDING|Resources\n8|RUNNING|None\n") == {
+    assert parse_squeue("Welcome to the cluster\n7|PENDING|Resources\n8|RUNNING|None\n") == {
         "7": JobView("PENDING", "Resources"),
         "8": JobView("RUNNING", None),
     }

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 
 from launcher.contract.cluster import Cluster
+from launcher.contract.environment import format_environment, read_environment
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 from launcher.contract.spec import Model, Parallel
 from launcher.render import read_base, render
-from launcher.render.environment import format_environment, rank_environment, strategy_environment
+from launcher.render.environment import rank_environment, strategy_environment
 from launcher.spec.checks import LEGAL_OFFLOAD
-from launcher.submit.slurm import job_script, local_script
+from launcher.submit.script import local_script
+from launcher.submit.slurm import job_script
 from tests.plans import DEVCLUSTER, H100, LOCAL, compare_golden, plan_on
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -115,6 +117,12 @@ def test_accelerate_takes_the_fsdp_variables(name: str, monkeypatch: pytest.Monk
 def test_a_newline_cannot_enter_the_environment_file() -> None:
     with pytest.raises(ValueError, match="newline"):
         format_environment({"A": "1\nLD_PRELOAD=x"})
+
+
+def test_the_environment_file_gives_back_what_it_was_given(tmp_path: Path) -> None:
+    env = {"A": "x=y z", "B": "carriage\rreturn", "C": "line\u2028separator", "D": ""}
+    (tmp_path / "env").write_text(format_environment(env), encoding="utf-8", newline="")
+    assert read_environment(tmp_path / "env").items() >= {"A": "x=y z", "C": "line\u2028separator", "D": ""}.items()
 
 
 def test_nodes_without_internet_never_ask_the_hub() -> None:

@@ -84,7 +84,9 @@ def test_a_run_on_two_nodes(tuneyard: Tuneyard, spec: Path, devcluster: dict[str
     assert _sacct(devcluster, job) == ["COMPLETED", "0:0", "2"]
 
     # Two nodes of two ranks each, as the ranks themselves saw it.
-    assert json.loads((paths.attempt(1)).read_text())["nodes"] == ["n0", "n1"]
+    nodes = json.loads(paths.attempt(1).read_text())["nodes"]
+    assert len(set(nodes)) == 2
+    assert set(nodes) <= {"n0", "n1", "n2", "n3"}
     assert sorted(file.name for file in paths.logs(1).glob("node*")) == [
         "node0.rank0.log",
         "node0.rank1.log",
@@ -115,8 +117,8 @@ def test_a_run_on_two_nodes(tuneyard: Tuneyard, spec: Path, devcluster: dict[str
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ("1 import 0 raise", "rank 1 on n1: ValueError: injected on purpose"),
-        ("1 import 0 kill", "rank 1 on n1: was killed by SIGKILL"),
+        ("1 import 0 raise", "ValueError: injected on purpose"),
+        ("1 import 0 kill", "was killed by SIGKILL"),
     ],
 )
 def test_a_bad_rank_fails_the_run(
@@ -127,6 +129,8 @@ def test_a_bad_rank_fails_the_run(
     done = tuneyard("submit", str(spec), *small, "--cluster", str(profile), "--wait", "--json")
     paths = _run_dir(done)
     assert done.returncode == 1, done.stderr
+    node = read_attempts(paths)[0].nodes[1]
+    reason = f"rank 1 on {node}: {reason}"
     assert reason in done.stderr
     status = json.loads(tuneyard("status", "last", "--json").stdout)
     assert status["state"] == "failed"
@@ -135,7 +139,7 @@ def test_a_bad_rank_fails_the_run(
     assert _sacct(devcluster, job)[:2] == ["FAILED", "1:0"]
     ending = read_attempts(paths)[0].ended
     assert ending is not None
-    assert (ending.rank, ending.node) == (1, "n1")
+    assert (ending.rank, ending.node) == (1, node)
     assert not paths.completion.exists()
 
 
@@ -168,7 +172,8 @@ def test_a_supervisor_in_the_wrong_allocation_refuses(
     assert done.returncode == 1
     ending = read_attempts(RunPaths(run_dir))[0].ended
     assert ending is not None
-    assert "the plan asks for 2 nodes, the allocation 'n0' has 1" in ending.reason
+    assert "the plan asks for 2 nodes, the allocation 'n" in ending.reason
+    assert "has 1" in ending.reason
 
 
 def test_cancel_ends_the_job_and_says_so(tuneyard: Tuneyard, spec: Path, devcluster: dict[str, str]) -> None:
@@ -181,6 +186,7 @@ def test_cancel_ends_the_job_and_says_so(tuneyard: Tuneyard, spec: Path, devclus
     deadline = time.monotonic() + 60
     while tuneyard.status()["state"] == "pending" and time.monotonic() < deadline:
         time.sleep(0.5)
+    assert tuneyard.status()["state"] == "running"
     assert tuneyard("cancel", "last").returncode == 0
     assert tuneyard.status()["state"] == "cancelled"
     assert _sacct(devcluster, job)[0].startswith("CANCELLED")
