@@ -61,7 +61,8 @@ def run_tuneyard(folder: Path, env: dict[str, str]) -> float:
 
 
 def run_by_hand(folder: Path, env: dict[str, str]) -> float:
-    command = [sys.executable, "-m", "launcher", "plan", "spec.yaml", "--cluster", "devcluster", "--json"]
+    named = ["spec.yaml", "name=by-hand", "--cluster", "devcluster"]  # a run directory of its own
+    command = [sys.executable, "-m", "launcher", "plan", *named, "--json"]
     plan = json.loads(subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True, text=True).stdout)
     run = Path(plan["runs"]) / plan["run_id"]
     script = folder / "job.sbatch"
