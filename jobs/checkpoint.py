@@ -1,6 +1,5 @@
 """Publishes checkpoints: complete by manifest with one rename, the last few and the best kept."""
 
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -11,10 +10,14 @@ from launcher.contract.files import read_json
 from launcher.contract.manifest import MANIFEST, publish
 from launcher.contract.paths import RunPaths
 
+from .context import RankContext
+from .errors import JobError
 from .progress import Progress
 
 WRITING = ".writing"
 """Beside the published checkpoints of the attempt: what is being written, or was when the attempt died."""
+FIXED_WORLD = ("zero2", "zero3")
+"""Strategies whose optimizer state each rank reads from its own file (DeepSpeed 0.19, load_checkpoint)."""
 VISIBLE_SECONDS = 60.0
 """How long another node's files may stay invisible: NFS caches a folder's entries for up to acdirmax, 60 s."""
 
@@ -37,9 +40,8 @@ def save(trainer: Any, progress: Progress, write: Callable[[], Path]) -> None:
     folder = write()
     # A rank that is done first would see the temporary names of another's files.
     trainer.accelerator.wait_for_everyone()
-    # Each rank names the files that it sees, its own among them; a stale NFS folder may still show temporary ones.
-    seen = os.listdir(folder) if folder.is_dir() else []
-    names = gather_object(sorted(name for name in seen if not name.startswith(".")))
+    # Each rank names the files that it sees, its own among them.
+    names = gather_object(sorted(_list_files(folder)))
     if context.is_main:
         _await_files(folder, set(names))
         target = context.paths.checkpoint(context.attempt, step)
@@ -91,6 +93,34 @@ def find_best(published: list[Path], metric: str | None) -> Path | None:
     return choose(known, key=lambda path: known[path])
 
 
+def check_resumable(context: RankContext) -> None:
+    """Whether this plan can go on from its checkpoint: state is kept in the shape of its strategy.
+
+    Raises:
+        JobError: another strategy wrote it, or DeepSpeed on another number of ranks.
+    """
+    if context.resume_from is None:
+        return
+    written = read_json(context.resume_from / MANIFEST) or {}
+    strategy, world_size = context.plan.spec.parallel.strategy, context.plan.topology.world_size
+    if written.get("strategy", strategy) != strategy:
+        raise JobError(
+            f"parallel.strategy: {strategy} cannot go on from a checkpoint of {written['strategy']}; "
+            f"set parallel.strategy={written['strategy']}"
+        )
+    if strategy in FIXED_WORLD and written.get("world_size", world_size) != world_size:
+        raise JobError(
+            f"resources: {strategy} goes on with as many ranks as wrote the checkpoint, {written['world_size']}; "
+            f"the plan has {world_size}"
+        )
+
+
+def _list_files(folder: Path) -> set[str]:
+    """The files below ``folder``, as relative paths; a stale NFS folder may still show temporary ones (.name)."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {path.relative_to(folder).as_posix() for path in paths}
+
+
 def _await_files(folder: Path, names: set[str]) -> None:
     """Wait until this node sees every file that some rank sees.
 
@@ -98,7 +128,7 @@ def _await_files(folder: Path, names: set[str]) -> None:
         TimeoutError: it does not; nothing is published.
     """
     deadline = time.monotonic() + VISIBLE_SECONDS
-    while missing := names - set(os.listdir(folder)):
+    while missing := names - _list_files(folder):
         if time.monotonic() > deadline:
             raise TimeoutError(f"{folder}: files of other nodes do not show up here: {', '.join(sorted(missing))}")
         time.sleep(0.2)

@@ -31,7 +31,7 @@ def save_final(trainer: Any, progress: Progress, metrics: dict[str, float]) -> N
     context = progress.context
     progress.beat("finish", now=True)
     probe = run_probe(trainer)
-    gathered = gather_trained(trainer.model, keep=context.is_main)
+    gathered = gather_trained(trainer, keep=context.is_main)
     if gathered is not None:
         paths = context.paths
         folder = paths.root / f".final.a{context.attempt:02d}"
@@ -69,7 +69,8 @@ def run_probe(trainer: Any) -> dict[str, Any]:
     """
     import torch
 
-    tokenizer, model = trainer.processing_class, trainer.model_wrapped
+    # Not the wrapped one: DeepSpeed's engine has an autocast of its own.
+    tokenizer, model = trainer.processing_class, trainer.model
     inputs = tokenizer(PROBE_TEXT, return_tensors="pt").to(trainer.args.device)
     model.eval()
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,6 +56,7 @@ def check_strategy(trainer: Any, before: Counts, context: RankContext, ledger: L
             got=got,
             wrapper=type(model).__name__,
             world_size=trainer.accelerator.num_processes,
+            offload=name_offload(trainer),
             **asdict(counts),
             params_local_max=max(local for _, local, _ in found),
             optimizer_local=optimizer_local,
@@ -119,9 +121,20 @@ def name_strategy(trainer: Any) -> str:
     return f"{strategy} ({type(model).__name__})"
 
 
+def name_offload(trainer: Any) -> str:
+    """What is kept in host memory, in the plan's words."""
+    model = trainer.model_wrapped
+    if _is_deepspeed(model):
+        if model.zero_offload_param():
+            return "all"
+        return "optimizer" if model.zero_offload_optimizer() else "none"
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    return "all" if plugin is not None and type(plugin.cpu_offload).__name__ == "CPUOffloadPolicy" else "none"
+
+
 def _find_problems(
     trainer: Any, got: str, before: Counts, after: Counts, optimizer_local: int, context: RankContext
-) -> Any:
+) -> Iterator[str]:
     plan = context.plan
     asked, world_size = plan.spec.parallel.strategy, trainer.accelerator.num_processes
     if got != asked:
@@ -136,6 +149,8 @@ def _find_problems(
             f"the plan has {plan.topology.world_size} ranks, of which this is {context.rank}; torch has "
             f"{world_size} and calls it {trainer.accelerator.process_index}"
         )
+    if (offload := name_offload(trainer)) != plan.spec.parallel.offload:
+        yield f"parallel.offload={plan.spec.parallel.offload} was asked for with {asked}, {offload} is in effect"
     for name in ("params_total", "trainable_params", "quantized_layers"):
         if getattr(before, name) != getattr(after, name):
             yield (
@@ -145,16 +160,14 @@ def _find_problems(
     yield from _check_quantization(plan, after)
     if asked in SHARDS_WEIGHTS:
         yield from _check_sharded(trainer.model_wrapped, asked, world_size)
-    if asked != "ddp" and world_size > 1:
-        # Alignment pads each rank's part by a little; a rank without its share would hold all of it.
-        if optimizer_local > 0.75 * after.trainable_params:
-            yield (
-                f"{asked} was asked for, but this rank keeps optimizer states of {optimizer_local} of "
-                f"{after.trainable_params} trained parameters"
-            )
+    if asked != "ddp" and world_size > 1 and optimizer_local >= after.trainable_params:
+        yield (
+            f"{asked} was asked for, but this rank keeps optimizer states of {optimizer_local} of "
+            f"{after.trainable_params} trained parameters"
+        )
 
 
-def _check_quantization(plan: Plan, counts: Counts) -> Any:
+def _check_quantization(plan: Plan, counts: Counts) -> Iterator[str]:
     is_asked = plan.spec.model.quantization != "none"
     if is_asked != (counts.quantized_layers > 0):
         yield (
@@ -163,7 +176,7 @@ def _check_quantization(plan: Plan, counts: Counts) -> Any:
         )
 
 
-def _check_sharded(model: Any, asked: str, world_size: int) -> Any:
+def _check_sharded(model: Any, asked: str, world_size: int) -> Iterator[str]:
     """Every weight must be spread: whoever leaves some whole (accelerate, for integer dtypes) says so in a warning."""
     from torch.distributed.tensor import DTensor, Shard
 

@@ -12,6 +12,7 @@ from launcher.contract.files import read_json
 from launcher.contract.ledger import LedgerWriter
 from launcher.contract.manifest import MANIFEST
 
+from .checkpoint import check_resumable, writing_folder
 from .context import RankContext
 from .data import PreparedData
 from .errors import JobError
@@ -46,10 +47,11 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
     """Data, model, trainer, training, final save: in this order, so that bad rows are found before weights load."""
     spec = context.plan.spec
     context.beat(0, "import")
+    check_resumable(context)
     if context.plan.cluster.accelerator == "cpu" and spec.parallel.strategy != "ddp":
         from . import cpu
 
-        cpu.enable(spec.parallel.strategy)
+        cpu.enable(spec.parallel.strategy, context.plan.topology.ranks_per_node)
     import datasets
     import torch
     import transformers
@@ -145,10 +147,8 @@ def make_arguments(context: RankContext, max_steps: int, *, has_eval: bool) -> A
     """The plan in the Trainer's words. What is not named here has no effect on a run or is TRL 1.16's default."""
     from trl.trainer.sft_config import SFTConfig
 
-    from .checkpoint import writing_folder
-
     train, batch = context.plan.spec.train, context.plan.batch
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(writing_folder(context.paths, context.attempt)),
         per_device_train_batch_size=batch.micro,
         gradient_accumulation_steps=batch.accumulation,
@@ -183,6 +183,11 @@ def make_arguments(context: RankContext, max_steps: int, *, has_eval: bool) -> A
         report_to="none",
         disable_tqdm=True,
     )
+    if config := read_json(context.paths.ds_config):
+        # transformers 5.23 compares these with the engine's 16-bit mode (HfTrainerDeepSpeedConfig), and nothing else
+        # reads them under DeepSpeed. Set here, for as options they ask for a GPU.
+        arguments.bf16, arguments.fp16 = config["bf16"]["enabled"], config["fp16"]["enabled"]
+    return arguments
 
 
 def restore_trainable(model: Any, weights: dict[str, Any]) -> None:

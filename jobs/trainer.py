@@ -77,7 +77,10 @@ class RunTrainer:
             return None
         trainer: Any = self
         scheduler = super().create_scheduler(num_training_steps)  # type: ignore[misc]
-        self._settings = [dict(group, params=None) for group in trainer.optimizer.param_groups]
+        self._settings = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in trainer.optimizer.param_groups
+        ]
         return scheduler
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -86,23 +89,20 @@ class RunTrainer:
         cast_trainable(trainer.model, self.trainable_dtype)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Optimizer states from the checkpoint; rate, schedule and weight decay from the plan.
+        """Optimizer states from the checkpoint; learning rate and weight decay from the plan.
 
-        A checkpoint has the rate of the step after it under the old schedule. Where the plan has another one (more
-        steps, another peak), that would be wrong for a step (0 after a finished cosine), or for ever.
+        The checkpoint's optimizer has them too, as they were: the rate of the next step under the old schedule, which
+        is 0 at its end. A run that is extended, or resumed with another peak, would take that step with it, and keep
+        the old peak (torch 2.13, LambdaLR.load_state_dict).
         """
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         trainer: Any = self
-        scheduler = trainer.lr_scheduler
-        scheduler.base_lrs = [group["initial_lr"] for group in self._settings]
-        scheduler._last_lr = [
-            base * shape(scheduler.last_epoch)
-            for base, shape in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-        ]
-        for group, settings, rate in zip(
-            trainer.optimizer.param_groups, self._settings, scheduler._last_lr, strict=True
-        ):
-            group.update({name: value for name, value in settings.items() if name != "params"}, lr=rate)
+        scheduler, groups = trainer.lr_scheduler, trainer.optimizer.param_groups
+        scheduler.base_lrs = [settings["initial_lr"] for settings in self._settings]
+        shapes = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        scheduler._last_lr = [peak * shape(scheduler.last_epoch) for peak, shape in shapes]
+        for group, settings, rate in zip(groups, self._settings, scheduler._last_lr, strict=True):
+            group.update(settings, lr=rate)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         from transformers import Trainer
@@ -121,7 +121,7 @@ class RunTrainer:
         transformers 5.23 writes none under FSDP's SHARDED_STATE_DICT, and gathers frozen weights under ZeRO-2.
         """
         trainer: Any = self
-        weights = gather_trained(trainer.model, keep=trainer.args.should_save)
+        weights = gather_trained(trainer, keep=trainer.args.should_save)
         if weights is not None:
             folder = Path(output_dir or trainer.args.output_dir)
             save_weights(trainer.model, folder, weights)

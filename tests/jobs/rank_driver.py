@@ -4,34 +4,41 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-import jobs.sft
-from jobs.allocation import read_environment
-from jobs.context import RankContext
-from jobs.errors import JobError
+import jobs.model
+import jobs.rank
+from launcher.contract.environment import read_environment
+from launcher.contract.files import write_text
 from launcher.contract.paths import RunPaths
-from launcher.contract.plan import Plan
+from launcher.contract.spec import Model
 
-for root, number, resume, extra in json.loads(sys.argv[1]):
-    paths = RunPaths(Path(root))
+load_base = jobs.model.load_base
+
+
+def load_whole(model: Model, **_: bool) -> Any:
+    return load_base(model)
+
+
+for start in json.loads(sys.argv[1]):
+    root = Path(start["root"])
+    if start["changed"]:
+        # What resume with overrides does. All ranks write the same, each file by a rename.
+        for source in Path(start["changed"]).rglob("*"):
+            if source.is_file():
+                write_text(root / source.relative_to(start["changed"]), source.read_text())
     # What chooses the strategy is read when each trainer is made, and must not be left from the run before.
     for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
         del os.environ[name]
     unset_hf_deepspeed_config()
-    os.environ.update({**read_environment(paths.rank_env), **extra})
-    context = RankContext(
-        paths=paths,
-        plan=Plan.load(paths.plan),
-        attempt=number,
-        rank=int(os.environ["RANK"]),
-        local_rank=int(os.environ["LOCAL_RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        node="localhost",
-        resume_from=Path(resume) if resume else None,
-    )
-    try:
-        jobs.sft.main(context)
-    except JobError as error:
-        (paths.root / f"error.rank{context.rank}.txt").write_text(str(error))
+    os.environ.update({**read_environment(RunPaths(root).rank_env), **start["env"]})
+    os.environ["TUNEYARD_ATTEMPT"] = str(start["attempt"])
+    os.environ["TUNEYARD_RESUME_FROM"] = start["resume"] or ""
+    jobs.model.load_base = load_whole if start["whole"] else load_base
+    code = jobs.rank.main(str(root))
+    if bool(code) != start["fails"]:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 99)

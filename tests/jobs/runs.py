@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +62,33 @@ def write_run(root: Path, world_size: int, *, model: Model, data: Data, train: T
     return root
 
 
-def launch(world_size: int, attempts: list[tuple[Path, int, Path | None]], timeout: float = 150, **extra: str) -> None:
-    """Start ``world_size`` ranks that run ``attempts`` (run, attempt number, resume from) one after the other.
+@dataclass(frozen=True)
+class Start:
+    """One attempt of :func:`launch`.
 
-    Each run has its own rendered environment, with ``extra`` over it.
+    ``resume`` is a checkpoint of the run, ``changed`` a run directory whose plan and rendered files replace this
+    one's first; ``env`` goes over the rendered environment. ``whole`` stores NF4 weights as if nothing sharded them.
     """
+
+    root: Path
+    attempt: int = 1
+    resume: str | None = None
+    changed: Path | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    fails: bool = False
+    whole: bool = False
+
+
+def checkpoint(step: int, attempt: int = 1) -> str:
+    return f"checkpoints/a{attempt:02d}/step-{step:06d}"
+
+
+def launch(world_size: int, starts: list[Start], timeout: float = 150) -> None:
+    """Start ``world_size`` ranks that run ``starts`` one after the other, each in its run's own environment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    arguments = json.dumps(
-        [[str(root), number, str(resume) if resume else None, extra] for root, number, resume in attempts]
-    )
+    arguments = json.dumps([asdict(start) for start in starts], default=str)
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -80,23 +98,29 @@ def launch(world_size: int, attempts: list[tuple[Path, int, Path | None]], timeo
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(world_size),
     }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.jobs.rank_driver", arguments],
-            env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=timeout)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(text[-3000:] for text in outputs)
+    with tempfile.TemporaryDirectory() as folder:
+        logs = [Path(folder) / f"rank{rank}.log" for rank in range(world_size)]
+        ranks = []
+        for rank, log in enumerate(logs):
+            with log.open("wb") as stream:
+                command = [sys.executable, "-m", "tests.jobs.rank_driver", arguments]
+                numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                ranks.append(
+                    subprocess.Popen(command, env={**env, **numbers}, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
+                )
+        deadline = time.monotonic() + timeout
+        try:
+            # The others of a rank that failed would wait for it.
+            while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
+                assert time.monotonic() < deadline, "\n".join(log.read_text()[-3000:] for log in logs)
+                time.sleep(0.1)
+            time.sleep(1 if any(rank.poll() is None for rank in ranks) else 0)
+        finally:
+            for process in ranks:
+                process.kill()
+                process.wait()
+        codes = [process.returncode for process in ranks]
+        assert codes == [0] * world_size, "\n".join(log.read_text()[-3000:] for log in logs)
 
 
 def ledger(root: Path, attempt: int = 1) -> list[Row]:

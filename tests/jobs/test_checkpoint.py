@@ -2,9 +2,15 @@
 
 from pathlib import Path
 
-from jobs.checkpoint import prune
+import pytest
+
+from jobs.checkpoint import check_resumable, prune
+from jobs.context import RankContext
+from jobs.errors import JobError
 from launcher.contract.manifest import find_problems, publish
 from launcher.contract.paths import RunPaths
+from launcher.contract.spec import Parallel
+from tests.plans import LOCAL, plan_on
 
 
 def make(paths: RunPaths, attempt: int, step: int, loss: float | None) -> Path:
@@ -40,3 +46,22 @@ def test_what_is_not_complete_is_not_counted(tmp_path: Path) -> None:
     paths.checkpoint(1, 20).mkdir()
     assert prune(paths, 1, None) == []
     assert kept.exists()
+
+
+def test_a_checkpoint_is_resumed_by_the_strategy_and_the_ranks_that_its_state_was_made_for(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    folder = paths.checkpoint(1, 0).parent / ".writing"
+    folder.mkdir(parents=True)
+    publish(folder, paths.checkpoint(1, 10), strategy="zero3", world_size=4)
+
+    def check(strategy: str, ranks: int) -> None:
+        parallel = Parallel(strategy=strategy)  # type: ignore[arg-type]
+        plan = plan_on(LOCAL, nodes=1, ranks_per_node=ranks, parallel=parallel)
+        numbers = {"attempt": 2, "rank": 0, "local_rank": 0, "world_size": ranks}
+        check_resumable(RankContext(paths=paths, plan=plan, node="n0", resume_from=paths.checkpoint(1, 10), **numbers))
+
+    check("zero3", 4)
+    with pytest.raises(JobError, match=r"fsdp cannot go on from a checkpoint of zero3; set parallel\.strategy=zero3"):
+        check("fsdp", 4)
+    with pytest.raises(JobError, match="as many ranks as wrote the checkpoint, 4; the plan has 2"):
+        check("zero3", 2)

@@ -1,20 +1,23 @@
 """Loading builtin:tiny in each kind, and what is refused before or after."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from jobs.errors import JobError
 from jobs.final import check_moved, check_saved
+from jobs.gather import gather_trained
 from jobs.model import (
     add_adapter,
     check_config,
     load_base,
     load_config,
     load_tokenizer,
+    name_weights,
     save_weights,
-    trainable_weights,
 )
 from jobs.tiny import make_model
 from launcher.contract.spec import Adapter, Model
@@ -85,8 +88,10 @@ def test_a_template_from_text_or_file(tmp_path: Path) -> None:
 
 def test_a_saved_adapter_that_differs_from_the_live_one_is_found(tmp_path: Path) -> None:
     model = add_adapter(load_base(TINY), TINY, seed=0)
-    save_weights(model, tmp_path)
-    weights = trainable_weights(model)
+    gathered = gather_trained(SimpleNamespace(model=model, model_wrapped=model), keep=True)
+    assert gathered is not None
+    weights = name_weights(model, gathered)
+    save_weights(model, tmp_path, gathered)
     check_saved(tmp_path, weights)
     with pytest.raises(JobError, match="all zero"):
         check_moved(weights)
@@ -97,4 +102,4 @@ def test_a_saved_adapter_that_differs_from_the_live_one_is_found(tmp_path: Path)
     with pytest.raises(JobError, match="is not what the live model has"):
         check_saved(tmp_path, weights)
     with pytest.raises(JobError, match="1 tensors are missing"):
-        check_saved(tmp_path, {**trainable_weights(add_adapter(load_base(TINY), TINY, seed=0)), "more": torch.ones(1)})
+        check_saved(tmp_path, {**load_file(tmp_path / "adapter_model.safetensors"), "more": torch.ones(1)})

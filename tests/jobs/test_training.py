@@ -1,19 +1,19 @@
 """Real training of builtin:tiny: parity of 1 and 4 ranks, exact resume, what a run leaves behind."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.tiny import write_tiny
+from launcher.contract.files import read_json
 from launcher.contract.ledger import events
 from launcher.contract.manifest import find_problems
 from launcher.contract.paths import RunPaths
 from launcher.contract.spec import Data, Train
-from tests.jobs.runs import FLOAT32, QLORA, launch, ledger, make_rows, values, write_rows, write_run
+from tests.jobs.reload import reload
+from tests.jobs.runs import FLOAT32, QLORA, Start, checkpoint, launch, ledger, make_rows, values, write_rows, write_run
 
 PARITY = Train(max_steps=20, global_batch=8, save_every_steps=None, eval_every_steps=10, gradient_checkpointing=False)
 SGD = replace(PARITY, optimizer="sgd", learning_rate=0.5)
@@ -35,8 +35,7 @@ def four_ranks(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
     for name, train in (("sgd", SGD), ("adamw", ADAMW)):
         write_run(folder / name, 4, model=FLOAT32, data=data, train=train)
     qlora = write_run(folder / "qlora", 4, model=QLORA, data=data, train=replace(SHORT, keep_last=3))
-    resume = RunPaths(qlora).checkpoint(1, 3)
-    launch(4, [(folder / "sgd", 1, None), (folder / "adamw", 1, None), (qlora, 1, None), (qlora, 2, resume)])
+    launch(4, [Start(folder / "sgd"), Start(folder / "adamw"), Start(qlora), Start(qlora, 2, checkpoint(3))])
     return folder
 
 
@@ -59,7 +58,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
     }
     for name, (model, rows, train) in runs.items():
         write_run(folder / name, 1, model=model, data=rows, train=train)
-    launch(1, [(folder / name, 1, None) for name in runs])
+    launch(1, [Start(folder / name, fails=name == "fail") for name in runs])
     return folder
 
 
@@ -121,7 +120,7 @@ def test_rows_packed_together_do_not_see_each_other(one_rank: Path) -> None:
 
 
 def test_bad_rows_stop_the_run_by_name_or_are_listed(one_rank: Path) -> None:
-    error = (one_rank / "fail" / "error.rank0.txt").read_text()
+    error = read_json(RunPaths(one_rank / "fail").rank_error(1, 0))["message"]
     assert "1 of 13 row is bad" in error
     assert "bad.jsonl, row 13: output: is empty" in error
     assert "data.on_bad_row: skip" in error
@@ -149,50 +148,11 @@ def test_a_run_ends_with_its_completion_record(one_rank: Path) -> None:
     assert {path.name for path in paths.checkpoints.glob("a01/*")} == {"step-000003", "step-000006"}
 
 
-RELOAD = """
-import json, sys, torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-
-base_folder, final = sys.argv[1:]
-probe = json.load(open(f"{final}/completion.json"))["probe"]
-tokenizer = AutoTokenizer.from_pretrained(final)
-assert tokenizer(probe["text"])["input_ids"] == probe["input_ids"]
-assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False).endswith("<|im_end|>\\n")
-quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                  bnb_4bit_compute_dtype=torch.bfloat16)
-base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.bfloat16, quantization_config=quantization)
-inputs = {"input_ids": torch.tensor([probe["input_ids"]])}
-def logits(model):
-    with torch.no_grad():
-        return model.eval()(**inputs).logits[0, -1].float()[torch.tensor(probe["top_ids"])].tolist()
-model = PeftModel.from_pretrained(base, final)
-with model.disable_adapter():
-    # In training mode bitsandbytes leaves the NF4 weights as they were loaded.
-    without = model.train()(**inputs).logits[0, -1].float()[torch.tensor(probe["top_ids"])].tolist()
-for module in model.modules():
-    if hasattr(module, "support_avx512bf16_for_cpu"):
-        module.support_avx512bf16_for_cpu = False
-same_layout = logits(model)
-for module in model.modules():
-    if hasattr(module, "support_avx512bf16_for_cpu"):
-        module.support_avx512bf16_for_cpu = True
-print(json.dumps({"live": probe["top_logits"], "without": without, "same": same_layout, "repacked": logits(model)}))
-"""
-
-
 def test_the_adapter_in_a_fresh_process_with_plain_peft_gives_the_live_models_logits(
     four_ranks: Path, tmp_path: Path
 ) -> None:
     write_tiny(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", RELOAD, str(tmp_path), str(four_ranks / "qlora" / "final")],
-        capture_output=True,
-        text=True,
-        env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PATH": ""},
-    )
-    assert done.returncode == 0, done.stderr
-    logits = json.loads(done.stdout.splitlines()[-1])
+    (logits,) = reload(tmp_path, four_ranks / "qlora" / "final")
     # With the NF4 weights in the layout that they are trained in: the same numbers.
     assert logits["same"] == logits["live"]
     # In evaluation mode bitsandbytes 0.50 repacks them on CPUs with AVX512-BF16 and rounds the block scales to

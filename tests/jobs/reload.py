@@ -1,0 +1,66 @@
+"""What somebody with plain peft gets from ``final/``: its logits for the probe text, in a process of its own.
+
+python reload.py BASE FINAL...        prints a JSON list, an object for each FINAL
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def reload(base: Path, *finals: Path) -> list[dict[str, Any]]:
+    """Per folder: the logits that the ``live`` model wrote down, those of the base ``without`` the adapter, those of
+    the model with its NF4 weights in the ``same`` layout as in training, and ``repacked`` for evaluation."""
+    done = subprocess.run(
+        [sys.executable, __file__, str(base), *map(str, finals)],
+        capture_output=True,
+        text=True,
+        env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PATH": "", "PYTHONSAFEPATH": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(base_folder: str, final: str) -> dict[str, Any]:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    probe = json.loads((Path(final) / "completion.json").read_text())["probe"]
+    tokenizer: Any = AutoTokenizer.from_pretrained(final)
+    assert tokenizer(probe["text"])["input_ids"] == probe["input_ids"]
+    row = [{"role": "user", "content": "x"}]
+    assert tokenizer.apply_chat_template(row, tokenize=False).endswith("<|im_end|>\n")
+    quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.bfloat16, quantization_config=quantization)
+    model: Any = PeftModel.from_pretrained(base, final)
+
+    def logits() -> Any:
+        inputs = torch.tensor([probe["input_ids"]])
+        with torch.no_grad():
+            return model(input_ids=inputs).logits[0, -1].float()[torch.tensor(probe["top_ids"])].tolist()
+
+    def set_repacking(is_on: bool) -> None:
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = is_on
+
+    set_repacking(False)
+    model.eval()
+    with model.disable_adapter():
+        without = logits()
+    same = logits()
+    set_repacking(True)
+    return {"live": probe["top_logits"], "without": without, "same": same, "repacked": logits()}
+
+
+if __name__ == "__main__":
+    print(json.dumps([main(sys.argv[1], final) for final in sys.argv[2:]]))
