@@ -21,7 +21,11 @@ def gather_trained(trainer: Any, *, keep: bool) -> "dict[str, torch.Tensor] | No
         # Not its state dict: bitsandbytes would put the parts of each quantized weight in.
         tensors = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
     else:
-        tensors = iter(model.state_dict(keep_vars=True).items())
+        # Tied weights under the first of their names, as save_pretrained has it.
+        first: dict[int, tuple[str, Any]] = {}
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            first.setdefault(id(tensor), (name, tensor))
+        tensors = (pair for pair in first.values())
     with _settled(trainer.model_wrapped):
         found = {name: tensor.detach().cpu().clone() for name, tensor in _whole(tensors) if keep}
     return found if keep else None

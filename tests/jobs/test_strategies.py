@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from jobs.tiny import write_tiny
 from launcher.contract.files import read_json
@@ -26,7 +26,6 @@ WRAPPERS = {
     "zero2": "DeepSpeedEngine",
     "zero3": "DeepSpeedEngine",
 }
-FULL = replace(FLOAT32, adapter=None)
 BFLOAT16 = replace(QLORA, quantization="none", adapter=Adapter(dropout=0.0))
 
 PARITY = Train(max_steps=20, global_batch=8, save_every_steps=None, eval_every_steps=10, gradient_checkpointing=False)
@@ -41,6 +40,18 @@ EXTENDED = replace(SHORT, max_steps=8, learning_rate=2e-2)
 def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     folder = tmp_path_factory.mktemp("data")
     return Data(train=str(write_rows(folder / "train.jsonl", make_rows(45))), eval=0.2, max_length=80)
+
+
+def write_tied(folder: Path) -> Path:
+    """builtin:tiny with its head tied to its embedding, as most small models have it."""
+    folder.mkdir()
+    write_tiny(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +89,7 @@ def four_ranks(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
 def two_ranks(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
     """QLoRA, resumed and extended; every offload; full fine-tuning; a bfloat16 base; and what must fail."""
     folder = tmp_path_factory.mktemp("two")
+    tied = write_tied(folder / "tied")
     starts = []
     for strategy in STRATEGIES:
         parallel = Parallel(strategy=strategy)
@@ -85,7 +97,8 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
         changed = folder / f"{strategy}-changed"
         write_run(changed, 2, model=QLORA, data=data, train=EXTENDED, parallel=parallel)
         starts += [Start(root), Start(root, 2, checkpoint(3)), Start(root, 3, checkpoint(6, 2), changed=changed)]
-        for name, model in (("full", FULL), ("bfloat16", BFLOAT16)):
+        full = replace(FLOAT32, base=str(tied), adapter=None)
+        for name, model in (("full", full), ("bfloat16", BFLOAT16)):
             train = replace(FEW, save_every_steps=3, learning_rate=1e-3)
             root = write_run(folder / f"{strategy}-{name}", 2, model=model, data=data, train=train, parallel=parallel)
             starts.append(Start(root))
@@ -139,7 +152,9 @@ def test_the_strategy_in_effect_is_proved(two_ranks: Path, strategy: str) -> Non
     assert (row["asked"], row["got"], row["wrapper"]) == (strategy, strategy, WRAPPERS[strategy])
     assert (row["world_size"], row["quantized_layers"], row["offload"]) == (2, 14, "none")
     (plain,) = events(ledger(two_ranks / f"{strategy}-full"), "strategy_check")
-    assert row["params_total"] - row["trainable_params"] == plain["params_total"] == plain["trainable_params"]
+    head = 259 * 64  # of one model it is tied
+    assert row["params_total"] - row["trainable_params"] == plain["params_total"] + head
+    assert plain["params_total"] == plain["trainable_params"]
     shares = {name: row[f"{name}_local"] / row[total] for name, total in SHARE_OF.items()}
     if strategy in ("fsdp", "zero3"):
         # DeepSpeed leaves small weights whole.
@@ -231,6 +246,7 @@ def test_full_fine_tuning_is_the_same_under_every_strategy(two_ranks: Path) -> N
             assert values(root, metric) == pytest.approx(values(reference, metric), abs=1e-4)
         final, asked = (load_file(folder / "final" / "model.safetensors") for folder in (root, reference))
         assert set(final) == set(asked)
+        assert "lm_head.weight" not in final
         assert max(float((final[key] - asked[key]).abs().max()) for key in asked) < 1e-4
         config = json.loads((root / "final" / "config.json").read_text())
         assert config["architectures"] == ["LlamaForCausalLM"]
