@@ -32,9 +32,9 @@ def _clear_rivals(root: Node, overrides: Sequence[str]) -> None:
         for name, rival in (pair, pair[::-1]):
             section, key = rival.split(".")
             if name in named and rival not in named and isinstance(root.value, dict):
-                keys = root.value[section].value
-                if isinstance(keys, dict):
-                    keys.pop(key, None)
+                node = root.value.get(section)  # missing where the override itself was refused
+                if node is not None and isinstance(node.value, dict):
+                    node.value.pop(key, None)
 
 
 def _apply(root: Node, override: str, cls: type) -> None:
