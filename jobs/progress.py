@@ -1,8 +1,6 @@
 """Writes a stage's progress: ledger rows from rank 0, heartbeats from every rank."""
 
 import math
-import resource
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +11,7 @@ from launcher.contract.ledger import LedgerWriter
 
 from .context import RankContext
 from .errors import JobError
+from .memory import count_live_bytes, measure_peak_gib
 from .order import RowOrder
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 BEAT_SECONDS = 1.0
 """Shortest time between two heartbeats: each is a synced file, and a run may hold thousands of ranks."""
-GIB = 2**30
 
 
 class Progress:
@@ -92,9 +90,18 @@ class Progress:
                 epoch=step * batch / self._order.rows,
                 tokens=self._tokens,
                 tokens_per_s=round(rate, 2),
-                memory_gib=round(measure_memory_gib(), 3),
+                memory_gib=round(measure_peak_gib(), 3),
             )
         self._mark = now
+
+    def record_memory(self, step: int, ranks: list[dict[str, int]]) -> None:
+        """Bytes of live tensors after ``step``, by kind of device, of every rank."""
+        if self.ledger is not None:
+            devices = sorted({device for found in ranks for device in found})
+            held = {device: [found.get(device, 0) for found in ranks] for device in devices}
+            spread = {device: {"min": min(sizes), "max": max(sizes)} for device, sizes in held.items()}
+            self.ledger.event("memory", step=step, live_bytes=spread)
+        self._mark = time.perf_counter()
 
     def begin_evaluation(self, step: int) -> None:
         self._step = step
@@ -139,17 +146,8 @@ class Progress:
         return _make_callback(self)
 
 
-def measure_memory_gib() -> float:
-    """Peak of this process so far: CUDA's allocator, or the resident set on a machine without CUDA."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / GIB
-    # Linux reports KiB (getrusage(2)), macOS bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / GIB
-
-
 def _make_callback(progress: Progress) -> "TrainerCallback":
+    from accelerate.utils import gather_object
     from transformers import TrainerCallback
 
     train = progress.context.plan.spec.train
@@ -158,6 +156,8 @@ def _make_callback(progress: Progress) -> "TrainerCallback":
         """Passes the Trainer's events on; decides when it evaluates and saves."""
 
         learning_rate = 0.0
+        is_first = True
+        """Whether no step was done yet: after the first one, optimizer states are there too."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             progress.begin(state.global_step)
@@ -179,6 +179,9 @@ def _make_callback(progress: Progress) -> "TrainerCallback":
                     learning_rate=self.learning_rate,
                     grad_norm=logs.get("grad_norm"),
                 )
+                if self.is_first:
+                    self.is_first = False
+                    progress.record_memory(state.global_step, gather_object([count_live_bytes()]))
             # The ledger has it; the Trainer would write the whole history into every checkpoint.
             state.log_history.clear()
 

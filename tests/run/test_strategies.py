@@ -1,0 +1,66 @@
+"""Each strategy on two real Slurm nodes: in effect, and continued from a checkpoint as if nothing had happened."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launcher.contract.attempt import read_attempts
+from launcher.contract.ledger import Row, events, read_rows
+from launcher.contract.manifest import find_problems
+from launcher.contract.paths import RunPaths
+from tests.conftest import Tuneyard
+
+from .conftest import ROWS, write_profile
+
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("devcluster")]
+
+SPEC = f"""\
+name: four
+stage: sft
+model: {{base: builtin:tiny, adapter: {{kind: lora, dropout: 0.3}}}}
+data: {{train: {ROWS}, format: messages, max_length: 192, eval: 0.02}}
+train: {{max_steps: 20, micro_batch: 2, global_batch: 8, save_every_steps: 10, eval_every_steps: 10}}
+resources: {{nodes: 2, gpus_per_node: 2, time: 10m}}
+tracking: {{wandb: disabled}}
+"""
+SHARDS_WEIGHTS = ("fsdp", "zero3")
+
+
+def _steps(rows: list[Row]) -> dict[int, tuple[float, float, int]]:
+    return {row["step"]: (row["loss"], row["grad_norm"], row["tokens"]) for row in rows if "loss" in row}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2", "zero3"])
+def test_a_run_goes_on_from_its_checkpoint_bit_by_bit(tuneyard: Tuneyard, strategy: str) -> None:
+    """NF4 base and dropout. A rank dies when all 20 steps are done and only those up to 10 are saved."""
+    spec = tuneyard.folder / "four.yaml"
+    spec.write_text(SPEC)
+    fault = write_profile(tuneyard.folder, scheduler="slurm", fault="3 evaluate 20 kill")
+    asked = [str(spec), f"parallel.strategy={strategy}", "--cluster", str(fault)]
+    done = tuneyard("submit", *asked, "--wait", "--json")
+    assert done.returncode == 1, done.stderr
+    assert "rank 3 on" in done.stderr
+    paths = RunPaths(Path(json.loads(done.stdout.splitlines()[-1])["run_dir"]))
+
+    healthy = write_profile(tuneyard.folder, scheduler="slurm")
+    resumed = tuneyard("resume", "last", "--cluster", str(healthy), "--wait")
+    assert resumed.returncode == 0, resumed.stderr
+    first, second = (read_rows(paths.ledger(attempt)) for attempt in (1, 2))
+    assert read_attempts(paths)[1].resumed_from == "checkpoints/a01/step-000010"
+    straight, continued = _steps(first), _steps(second)
+    assert list(straight) == list(range(1, 21))
+    assert continued == {step: straight[step] for step in range(11, 21)}
+
+    for rows in (first, second):
+        (check,) = events(rows, "strategy_check")
+        assert (check["asked"], check["got"], check["world_size"]) == (strategy, strategy, 4)
+        assert check["quantized_layers"] == 14
+        # Under ZeRO-3 the small weights stay whole.
+        share = check["params_local_max"] / check["params_total"]
+        assert 0.25 <= share < 0.31 if strategy in SHARDS_WEIGHTS else share == 1
+        assert check["optimizer_local"] * (1 if strategy == "ddp" else 4) == check["trainable_params"]
+        (memory,) = events(rows, "memory")
+        assert memory["live_bytes"]["cpu"]["min"] >= check["bytes_local"]
+    assert find_problems(paths.checkpoint(2, 20)) == []
+    assert tuneyard.status()["state"] == "completed"
