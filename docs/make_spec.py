@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from launcher.contract.spec import Spec
-from launcher.spec.checks import LEGAL_OFFLOAD
+from launcher.contract.strategies import LEGAL_OFFLOAD
 from launcher.spec.durations import MAX_DAYS
 from launcher.spec.not_yet import ROWS
 from launcher.spec.schema import describe, section_of

@@ -9,6 +9,7 @@ from typing import Any
 from launcher.contract.files import read_json
 from launcher.contract.manifest import MANIFEST, publish
 from launcher.contract.paths import RunPaths
+from launcher.contract.strategies import FIXED_WORLD
 
 from .context import RankContext
 from .errors import JobError
@@ -16,8 +17,6 @@ from .progress import Progress
 
 WRITING = ".writing"
 """Beside the published checkpoints of the attempt: what is being written, or was when the attempt died."""
-FIXED_WORLD = ("zero2", "zero3")
-"""Strategies whose optimizer state each rank reads from its own file (DeepSpeed 0.19, load_checkpoint)."""
 VISIBLE_SECONDS = 60.0
 """How long another node's files may stay invisible: NFS caches a folder's entries for up to acdirmax, 60 s."""
 

@@ -8,14 +8,13 @@ from typing import Any
 
 from launcher.contract.ledger import LedgerWriter
 from launcher.contract.plan import Plan
+from launcher.contract.strategies import SHARDS_WEIGHTS
 
 from .context import RankContext
 from .errors import JobError
 
 DISTRIBUTED_TYPES = {"NO": "ddp", "MULTI_CPU": "ddp", "MULTI_GPU": "ddp", "FSDP": "fsdp", "DEEPSPEED": "deepspeed"}
 """What accelerate's ``DistributedType`` stands for, in our words; ``NO`` is DDP with a single rank."""
-SHARDS_WEIGHTS = ("fsdp", "zero3")
-"""Strategies under which a rank holds a part of each weight; under the others it holds all of the base."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,13 @@ from typing import Any
 from launcher.contract.files import read_json
 from launcher.contract.ledger import LedgerWriter
 from launcher.contract.manifest import MANIFEST
+from launcher.contract.strategies import SHARDS_WEIGHTS
 
 from .checkpoint import check_resumable, writing_folder
 from .context import RankContext
 from .data import PreparedData
 from .errors import JobError
 from .order import RowOrder
-from .proof import SHARDS_WEIGHTS
 
 LISTED = 1000
 """Skipped rows that the ledger lists; all are counted."""

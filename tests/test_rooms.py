@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+FLOW = ("spec", "cluster", "plan", "render", "submit", "observe", "collect", "cli")
+"""The rooms of the launcher in the order of docs/design.md: each may read those before it."""
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "bitsandbytes", "datasets"}
 
 
 def _imports(file: Path) -> set[str]:
-    """Dotted names of everything that ``file`` imports anywhere in it; relative ones made absolute."""
+    """Dotted names of everything that ``file`` imports anywhere in it, modules and what is taken from them; relative
+    ones made absolute."""
     package = file.relative_to(ROOT).with_suffix("").parts[:-1]
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -20,7 +23,8 @@ def _imports(file: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             head = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            names.add(".".join(part for part in (head, node.module or "") if part))
+            module = ".".join(part for part in (head, node.module or "") if part)
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return names
 
 
@@ -47,6 +51,22 @@ def test_the_contract_is_standard_library_only(file: Path) -> None:
     allowed = set(sys.stdlib_module_names) | {"launcher"}
     assert _heads(file) <= allowed
     assert all(name.startswith("launcher.contract") for name in _imports(file) if name.startswith("launcher"))
+
+
+def test_every_room_has_its_place_in_the_flow() -> None:
+    rooms = {folder.parent.name for folder in (ROOT / "launcher").glob("*/__init__.py")}
+    assert rooms == {"contract", *FLOW}
+
+
+@pytest.mark.parametrize("file", _files("launcher"), ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_room_imports_a_later_one(file: Path) -> None:
+    """Modules outside the rooms (errors, data) are below all of them; ``__main__`` is above."""
+    room = file.relative_to(ROOT / "launcher").parts[0]
+    if room == "__main__.py":
+        return
+    later = FLOW[FLOW.index(room) + 1 :] if room in FLOW else FLOW
+    imported = {name.split(".")[1] for name in _imports(file) if name.startswith("launcher.")}
+    assert not imported & set(later)
 
 
 @pytest.mark.parametrize("file", _files("jobs"), ids=lambda file: str(file.relative_to(ROOT)))

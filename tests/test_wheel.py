@@ -24,6 +24,7 @@ def test_the_wheel_holds_both_packages_and_the_data(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for needed in (
         "launcher/cli/__init__.py",
+        "launcher/spec/deepspeed/keys.json",
         "jobs/supervisor.py",
         "launcher/_data/cluster_configs/local.yaml",
         "launcher/_data/ds_configs/zero3.json",

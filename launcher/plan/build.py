@@ -23,7 +23,7 @@ def make_plan(
     version: str,
     ds_base: dict[str, Any] | None = None,
 ) -> Plan:
-    """Plan ``loaded`` on ``cluster``; ``ds_base`` is what :func:`launcher.render.read_base` gives for its spec.
+    """Plan ``loaded`` on ``cluster``; ``ds_base`` is what :func:`launcher.spec.deepspeed.read_base` gives for its spec.
 
     Raises:
         SpecError: with every key that does not fit the cluster or its other keys.

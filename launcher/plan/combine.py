@@ -5,14 +5,11 @@ from typing import Any
 
 from launcher.contract.cluster import Cluster
 from launcher.contract.spec import Spec
-from launcher.render.deepspeed import STAGES, find_conflicts
-from launcher.render.deepspeed_keys import find_unknown
+from launcher.contract.strategies import SHARDS_WEIGHTS, ZERO_STAGES
+from launcher.spec.deepspeed import find_conflicts, find_unknown
 
 Complaint = tuple[str, str, str]
 """Dotted key, message, hint."""
-
-SHARDS_WEIGHTS = ("fsdp", "zero3")
-"""Strategies under which a rank holds a part of each weight; under the others it holds all of the base."""
 
 
 def find_complaints(spec: Spec, cluster: Cluster, ds_base: Mapping[str, Any] | None) -> Iterator[Complaint]:
@@ -61,7 +58,7 @@ def _check_float16(spec: Spec, cluster: Cluster) -> Iterator[Complaint]:
 def _check_ds_config(spec: Spec, ds_base: Mapping[str, Any] | None) -> Iterator[Complaint]:
     if spec.parallel.ds_config is None:
         return
-    if spec.parallel.strategy not in STAGES:
+    if spec.parallel.strategy not in ZERO_STAGES:
         message = f"a DeepSpeed config has no effect under {spec.parallel.strategy}"
         yield "parallel.ds_config", message, "set parallel.strategy=zero2 or zero3, or parallel.ds_config=null"
     elif ds_base is not None:

@@ -1,15 +1,15 @@
-"""Plan -> the files that the job reads; pure, but for :func:`read_base`, which the caller hands to the rest."""
+"""Plan -> the files that the job reads; pure."""
 
 from launcher.contract.environment import format_environment
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
+from launcher.contract.strategies import ZERO_STAGES
 
 from .accelerate import render_accelerate
-from .deepspeed import STAGES, render_deepspeed
-from .deepspeed_base import read_base
+from .deepspeed import render_deepspeed
 from .environment import rank_environment
 
-__all__ = ["read_base", "render"]
+__all__ = ["render"]
 
 
 def render(plan: Plan, paths: RunPaths) -> dict[str, str]:
@@ -24,7 +24,7 @@ def render(plan: Plan, paths: RunPaths) -> dict[str, str]:
         paths.rank_env: format_environment(rank_environment(plan, paths)),
         paths.accelerate: render_accelerate(plan, paths),
     }
-    if plan.spec.parallel.strategy in STAGES:
+    if plan.spec.parallel.strategy in ZERO_STAGES:
         if plan.ds_base is None:
             raise ValueError(f"{plan.spec.parallel.strategy} needs a DeepSpeed config to merge over")
         files[paths.ds_config] = render_deepspeed(plan, plan.ds_base)

@@ -2,63 +2,16 @@
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from launcher.contract.plan import Plan
 from launcher.contract.spec import Spec
+from launcher.contract.strategies import ZERO_STAGES
+from launcher.spec.deepspeed.owners import AUTO, OFFLOADED, SECTIONS
 
-AUTO = "auto"
-STAGES = {"zero2": 2, "zero3": 3}
-OFFLOADED = {
-    "none": (),
-    "optimizer": ("zero_optimization.offload_optimizer",),
-    "all": ("zero_optimization.offload_optimizer", "zero_optimization.offload_param"),
-}
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 """DeepSpeed's words."""
-
-OWNERS = {
-    "train_batch_size": "train.global_batch",
-    "train_micro_batch_size_per_gpu": "train.micro_batch",
-    "gradient_accumulation_steps": "train.global_batch",
-    "gradient_clipping": "train.max_grad_norm",
-    "bf16.enabled": "model.dtype",
-    "fp16.enabled": "model.dtype",
-    "torch_autocast.enabled": "model.dtype",
-    "torch_autocast.dtype": "model.dtype",
-    "torch_autocast.lower_precision_safe_modules": "model.dtype",
-    "zero_allow_untested_optimizer": "train.optimizer",
-    "zero_force_ds_cpu_optimizer": "train.optimizer",
-}
-"""DeepSpeed's key -> the key of the spec that decides it: in a config of the user's it is ``auto`` or not there."""
-
-SECTIONS = {
-    "optimizer": ("train.optimizer", {"adamw": "AdamW", "sgd": "SGD"}),
-    "scheduler": (
-        "train.scheduler",
-        {"cosine": "WarmupCosineLR", "linear": "WarmupDecayLR", "constant": "WarmupLR"},
-    ),
-}
-"""Section -> the key of the spec that decides it, and what its values are called by DeepSpeed.
-
-The rendered file has neither: the Trainer hands torch's own optimizer and schedule to every strategy, so that they
-are the same under all of them.
-"""
-
-FILLED_LATER = (
-    # From the model's hidden size, which the launcher does not know (transformers 5.23, integrations/deepspeed.py,
-    # trainer_config_finalize).
-    "zero_optimization.reduce_bucket_size",
-    "zero_optimization.stage3_prefetch_bucket_size",
-    "zero_optimization.stage3_param_persistence_threshold",
-)
-FILLED_HERE = (
-    "communication_data_type",
-    "data_types.grad_accum_dtype",
-    *(f"{section}.pin_memory" for section in OFFLOADED["all"]),
-)
-"""What :func:`merge` fills in where it is ``auto`` or not there."""
 
 
 def render_deepspeed(plan: Plan, base: Mapping[str, Any]) -> str:
@@ -84,30 +37,6 @@ def merge(plan: Plan, base: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def find_conflicts(spec: Spec, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Message and hint of each value in a user's ``config`` that contradicts ``spec``, or that nothing would fill in.
-
-    Shapes are taken as :func:`launcher.render.deepspeed_keys.find_unknown` has found them.
-    """
-    decided: dict[str, tuple[str, object]] = {
-        "zero_optimization.stage": ("parallel.strategy", STAGES[spec.parallel.strategy])
-    }
-    for section in OFFLOADED["all"]:
-        device = "cpu" if section in OFFLOADED[spec.parallel.offload] else "none"
-        decided[f"{section}.device"] = ("parallel.offload", device)
-    for key, value in _leaves(config):
-        section = key.split(".")[0]
-        if section in SECTIONS:
-            yield from _section_conflict(spec, key, value)
-        elif value == AUTO:
-            if key not in {*OWNERS, *FILLED_LATER, *FILLED_HERE, *decided}:
-                yield f'{key} is "auto", and nothing fills it in', "write a value, or remove it"
-        elif key in OWNERS:
-            yield _complain(key, value, OWNERS[key])
-        elif key in decided and value != decided[key][1]:
-            yield _complain(key, value, decided[key][0])
-
-
 def get_value(config: Mapping[str, Any], key: str) -> Any:
     """The value of a dotted ``key``; None where it, or a section around it, is not there."""
     value: Any = config
@@ -128,7 +57,7 @@ def _decided(plan: Plan) -> dict[str, Any]:
         "gradient_clipping": spec.train.max_grad_norm,
         "bf16.enabled": storage == "bfloat16",
         "fp16.enabled": storage == "float16",
-        "zero_optimization.stage": STAGES[spec.parallel.strategy],
+        "zero_optimization.stage": ZERO_STAGES[spec.parallel.strategy],
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": _takes_deepspeed_adam(plan),
     }
@@ -179,28 +108,6 @@ def _takes_deepspeed_adam(plan: Plan) -> bool:
     """
     train_all = plan.spec.model.adapter is None
     return plan.cluster.accelerator == "cuda" and train_all and plan.spec.train.optimizer == "adamw"
-
-
-def _section_conflict(spec: Spec, key: str, value: Any) -> Iterator[tuple[str, str]]:
-    section, _, name = key.partition(".")
-    owner, names = SECTIONS[section]
-    wanted = names[getattr(spec.train, section)]
-    is_same = str(value).lower() == wanted.lower() if name == "type" else value == AUTO
-    if not is_same and value != AUTO:
-        yield _complain(key, value, owner)
-
-
-def _complain(key: str, value: Any, owner: str) -> tuple[str, str]:
-    hint = f'write "auto" there or remove it; {owner} of the spec sets it'
-    return f"{key} is {json.dumps(value)}, but {owner} decides it", hint
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _set_value(config: dict[str, Any], key: str, value: Any) -> None:

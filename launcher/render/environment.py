@@ -2,8 +2,7 @@
 
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
-
-from .deepspeed import STAGES
+from launcher.contract.strategies import ZERO_STAGES
 
 MIXED_PRECISION = "no"
 """accelerate's own mixed precision, off under every strategy: dtypes are set on the weights and the jobs autocast.
@@ -48,7 +47,7 @@ def strategy_environment(plan: Plan, paths: RunPaths) -> dict[str, str]:
     if strategy == "fsdp":
         env |= {"ACCELERATE_USE_FSDP": "true"}
         env |= {name.upper(): _word(value) for name, value in fsdp_settings(plan).items()}
-    elif strategy in STAGES:
+    elif strategy in ZERO_STAGES:
         env |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(paths.ds_config)}
     return env
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 
 from launcher.contract.spec import Spec
+from launcher.contract.strategies import LEGAL_OFFLOAD
 
 from .durations import parse_minutes
 from .not_yet import find_not_yet
@@ -12,12 +13,6 @@ from .paths import BUILTIN_MODELS, is_hub_id
 Complaint = tuple[str, str, str]
 """Dotted key, message, hint."""
 
-LEGAL_OFFLOAD = {
-    "ddp": ("none",),
-    "fsdp": ("none", "all"),
-    "zero2": ("none", "optimizer"),
-    "zero3": ("none", "optimizer", "all"),
-}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # How the hub's cache names the folder of one commit (huggingface_hub, file_download.py).
 _SNAPSHOT = re.compile(r"/snapshots/[0-9a-f]{40}/?$")

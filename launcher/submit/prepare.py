@@ -17,8 +17,9 @@ from launcher.contract.plan import Plan
 from launcher.contract.values import to_value
 from launcher.errors import UserError
 from launcher.plan import digest_request, make_plan, name_run
-from launcher.render import read_base, render
+from launcher.render import render
 from launcher.spec import load_spec
+from launcher.spec.deepspeed import read_base
 
 from .choose import choose_cluster
 from .script import local_script

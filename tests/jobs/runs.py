@@ -16,7 +16,8 @@ from launcher.contract.ledger import Row, merge_metrics, read_rows
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Batch, Plan, Topology
 from launcher.contract.spec import Adapter, Data, Model, Parallel, Spec, Train
-from launcher.render import read_base, render
+from launcher.render import render
+from launcher.spec.deepspeed import read_base
 from tests.plans import LOCAL
 
 ROOT = Path(__file__).parent.parent.parent

@@ -7,8 +7,8 @@ import pytest
 
 from launcher.contract.cluster import Cluster
 from launcher.contract.spec import Adapter, Model, Parallel, Spec
+from launcher.contract.strategies import LEGAL_OFFLOAD
 from launcher.plan.combine import find_complaints
-from launcher.spec.checks import LEGAL_OFFLOAD
 from tests.plans import DEVCLUSTER, H100, plan_on
 
 

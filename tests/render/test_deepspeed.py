@@ -2,7 +2,6 @@
 
 import copy
 import json
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +10,12 @@ import pytest
 from launcher.contract.plan import Plan
 from launcher.contract.spec import Adapter, Model, Parallel, Train
 from launcher.data import find_data
-from launcher.errors import UserError
-from launcher.render import read_base
-from launcher.render.deepspeed import OWNERS, find_conflicts, get_value, merge
-from launcher.render.deepspeed_keys import find_unknown
+from launcher.render.deepspeed import get_value, merge
+from launcher.spec.deepspeed import find_conflicts, find_unknown, read_base
+from launcher.spec.deepspeed.owners import OWNERS
 from tests.plans import DEVCLUSTER, H100, plan_on
 from tests.render.test_render import PLANS
+from tests.spec.test_deepspeed_config import USERS
 
 RENDERED = {name: plan for name, plan in PLANS.items() if "zero" in name}
 
@@ -166,23 +165,6 @@ def test_offloading_never_changes_which_optimizer_it_is(
     assert config["zero_optimization"]["offload_optimizer"]["pin_memory"] == (cluster is H100)
 
 
-USERS: dict[str, Any] = {
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "gradient_clipping": "auto",
-    "bf16": {"enabled": "auto"},
-    "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}},
-    "scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": "auto", "warmup_num_steps": "auto"}},
-    "zero_optimization": {
-        "stage": 3,
-        "offload_optimizer": {"device": "auto", "pin_memory": "auto", "buffer_count": 4},
-        "sub_group_size": 1000000000,
-        "reduce_bucket_size": "auto",
-    },
-    "wall_clock_breakdown": False,
-}
-
-
 def test_a_config_of_the_users_is_merged_over(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = _zero("zero3", "optimizer")
     assert not list(find_unknown(USERS))
@@ -200,46 +182,6 @@ def test_a_config_of_the_users_is_merged_over(monkeypatch: pytest.MonkeyPatch) -
     assert "offload_optimizer" not in merge(_zero("zero3"), USERS)["zero_optimization"]
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "says", "owner"),
-    [
-        ("train_micro_batch_size_per_gpu", 4, "train_micro_batch_size_per_gpu is 4", "train.micro_batch"),
-        ("train_batch_size", 16, "train_batch_size is 16", "train.global_batch"),
-        ("gradient_clipping", 1.0, "gradient_clipping is 1.0", "train.max_grad_norm"),
-        ("bf16.enabled", True, "bf16.enabled is true", "model.dtype"),
-        ("fp16.enabled", False, "fp16.enabled is false", "model.dtype"),
-        ("optimizer.params.lr", 1e-4, "optimizer.params.lr is 0.0001", "train.optimizer"),
-        ("optimizer.type", "Lion", 'optimizer.type is "Lion"', "train.optimizer"),
-        ("scheduler.type", "WarmupLR", 'scheduler.type is "WarmupLR"', "train.scheduler"),
-        ("zero_optimization.stage", 2, "zero_optimization.stage is 2", "parallel.strategy"),
-        ("zero_optimization.offload_param.device", "nvme", 'offload_param.device is "nvme"', "parallel.offload"),
-        ("zero_optimization.overlap_comm", "auto", 'overlap_comm is "auto"', None),
-    ],
-)
-def test_a_value_that_the_plan_owns_is_refused_with_its_name(
-    key: str, value: Any, says: str, owner: str | None
-) -> None:
-    config = copy.deepcopy(USERS)
-    *sections, name = key.split(".")
-    place = config
-    for section in sections:
-        place = place.setdefault(section, {})
-    place[name] = value
-    [(message, hint)] = find_conflicts(_zero("zero3", "optimizer").spec, config)
-    assert says in message
-    if owner:
-        assert f"{owner} decides it" in message
-        assert owner in hint
-
-
 def test_every_value_that_is_owned_is_written() -> None:
     config = _merged(_zero("zero2", model=Model(base="x")))
     assert all(get_value(config, key) is not None for key in OWNERS)
-
-
-def test_a_key_that_stands_twice_is_refused(tmp_path: Any) -> None:
-    file = tmp_path / "ds.json"
-    file.write_text('{"gradient_clipping": "auto", "gradient_clipping": 2.0}')
-    spec = replace(_zero().spec, parallel=Parallel(strategy="zero3", ds_config=str(file)))
-    with pytest.raises(UserError, match='"gradient_clipping" stands twice'):
-        read_base(spec)

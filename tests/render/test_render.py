@@ -11,9 +11,10 @@ from launcher.contract.environment import format_environment, read_environment
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 from launcher.contract.spec import Model, Parallel
-from launcher.render import read_base, render
+from launcher.contract.strategies import LEGAL_OFFLOAD
+from launcher.render import render
 from launcher.render.environment import rank_environment, strategy_environment
-from launcher.spec.checks import LEGAL_OFFLOAD
+from launcher.spec.deepspeed import read_base
 from launcher.submit.script import local_script
 from launcher.submit.slurm import job_script
 from tests.plans import DEVCLUSTER, H100, LOCAL, compare_golden, plan_on

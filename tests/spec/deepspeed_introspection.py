@@ -45,7 +45,7 @@ class Watched(dict):
 
 
 def read_keys() -> dict[str, Any]:
-    """All keys as :func:`launcher.render.deepspeed_keys.known_keys` has them, and those that it leaves out."""
+    """All keys as :func:`launcher.spec.deepspeed.keys.known_keys` has them, and those that it leaves out."""
     from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.compile.config import CompileConfig
     from deepspeed.monitor.config import CSVConfig, TensorBoardConfig

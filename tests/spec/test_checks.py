@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from launcher.spec.checks import LEGAL_OFFLOAD
+from launcher.contract.strategies import LEGAL_OFFLOAD
 from launcher.spec.not_yet import ROWS
 
 from .texts import VALID, edit

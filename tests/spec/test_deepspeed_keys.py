@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-import launcher.render.deepspeed_keys as deepspeed_keys
-from launcher.render.deepspeed_keys import REFUSED, find_unknown, known_keys
-from tests.render.deepspeed_introspection import read_keys
+from launcher.spec.deepspeed import keys as deepspeed_keys
+from launcher.spec.deepspeed.keys import REFUSED, find_unknown, known_keys
+
+from .deepspeed_introspection import read_keys
 
 
 def test_the_keys_are_those_of_the_installed_deepspeed() -> None:

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from launcher.contract.spec import Spec
+from launcher.contract.strategies import ZERO_STAGES
 from launcher.data import find_data
 from launcher.errors import UserError
-
-from .deepspeed import STAGES
 
 
 def read_base(spec: Spec) -> dict[str, Any] | None:
@@ -17,7 +16,7 @@ def read_base(spec: Spec) -> dict[str, Any] | None:
     Raises:
         UserError: the user's file cannot be read, or is not one JSON object whose keys stand once each.
     """
-    if spec.parallel.strategy not in STAGES:
+    if spec.parallel.strategy not in ZERO_STAGES:
         return None
     path = Path(spec.parallel.ds_config or find_data(f"ds_configs/{spec.parallel.strategy}.json"))
     try:
