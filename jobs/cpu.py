@@ -38,7 +38,13 @@ def enable(strategy: str, ranks_per_node: int) -> None:
     # starting numactl (cpu_accelerator.py, device_count).
     os.environ["LOCAL_SIZE"] = str(ranks_per_node)
 
-    if strategy == "fsdp":
+    if strategy != "fsdp":
+        import deepspeed.ops
+
+        # An all-reduce for inference over shared memory, which it would compile as the ranks meet (comm/torch.py,
+        # build_shm_op): more than a minute on one core, and a compiler on every node, for nothing that trains.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
         from torch.distributed.fsdp import CPUOffloadPolicy
 
         # accelerate takes the default for parallel.offload=all, and there is no device to pin host memory for.

@@ -43,15 +43,22 @@ def render_accelerate(plan: Plan, paths: RunPaths) -> str:
             "deepspeed_multinode_launcher": "standard",
         }
     head = [f"# Rendered for {plan.run_id}: equals rank.env, for launching by hand."]
-    if is_cpu and strategy != "ddp":
-        head.append("# On CPU export ACCELERATE_TORCH_DEVICE=cpu too, which no key of this file stands for.")
+    if is_cpu and (variable := _cpu_variable(plan)):
+        head.append(f"# On CPU export {variable} too, which no key of this file stands for.")
     return "\n".join([*head, *_yaml_lines(values)]) + "\n"
 
 
 def _ddp_type(plan: Plan) -> str:
-    if plan.topology.world_size == 1:
-        return "NO"
-    return "MULTI_CPU" if plan.cluster.accelerator == "cpu" else "MULTI_GPU"
+    # Not MULTI_CPU on CPU: for it accelerate 1.15 starts one process, whatever num_processes says (commands/launch.py,
+    # simple_launcher), and that one trains alone without a word.
+    return "NO" if plan.topology.world_size == 1 else "MULTI_GPU"
+
+
+def _cpu_variable(plan: Plan) -> str | None:
+    """What ``accelerate launch`` passes on only if it is in its own environment."""
+    if plan.spec.parallel.strategy != "ddp":
+        return "ACCELERATE_TORCH_DEVICE=cpu"
+    return "ACCELERATE_USE_CPU=true" if plan.topology.world_size > 1 else None
 
 
 def _yaml_lines(values: dict[str, Any], indent: str = "") -> Iterator[str]:
