@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 
 from jobs.context import RankContext
+from jobs.device import claim_device
 from jobs.errors import JobError
 from launcher.contract.files import write_json
 from launcher.contract.paths import RunPaths
@@ -35,6 +36,7 @@ def main(run_dir: str) -> int:
     try:
         context = _context(paths, attempt)
         context.beat(0, "import")
+        claim_device(context)
         importlib.import_module(STAGES[context.plan.spec.stage]).main(context)
     except BaseException as error:
         _record(paths, attempt, rank, error)
