@@ -1,11 +1,11 @@
-# make install | demo | test | check | wheel | clean
+# make install | demo | test | gpu | check | wheel | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEBIAN_PACKAGES := slurm-wlm slurmdbd mariadb-server munge iproute2
 
-.PHONY: install demo test test-fast check format slurm-packages wheel clean
+.PHONY: install demo test test-fast gpu check format slurm-packages wheel clean
 
 install: $(INSTALLED)
 
@@ -25,6 +25,11 @@ test: install slurm-packages
 # Without the tests that start ranks or Slurm.
 test-fast: install
 	$(BIN)/python -m pytest -m "not slurm and not ranks"
+
+# Every strategy on one GPU; MODEL adds a model: a folder, a hub id, or random-1b.
+RESULTS ?= build/gpu.json
+gpu: install
+	$(BIN)/python benchmarks/gpu.py $(RESULTS) $(MODEL)
 
 check: install
 	$(BIN)/ruff check
