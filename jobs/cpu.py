@@ -3,7 +3,6 @@
 Loaded only where the cluster profile says ``accelerator: cpu`` and the strategy is not DDP.
 """
 
-import importlib
 import os
 from importlib.metadata import version
 from typing import Any
@@ -42,19 +41,14 @@ def enable(strategy: str, ranks_per_node: int) -> None:
         import deepspeed.ops
 
         # An all-reduce for inference over shared memory, which it would compile as the ranks meet (comm/torch.py,
-        # build_shm_op): more than a minute on one core, and a compiler on every node, for nothing that trains.
+        # build_shm_op): 40 s and a compiler on every node, for nothing that trains, and a build that was killed leaves
+        # a lock that every later start waits for.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
         from torch.distributed.fsdp import CPUOffloadPolicy
 
         # accelerate takes the default for parallel.offload=all, and there is no device to pin host memory for.
         CPUOffloadPolicy.__init__.__defaults__ = (False,)
-    else:
-        # Not `from deepspeed.comm import torch`: that package has torch itself under this name.
-        deepspeed_comm = importlib.import_module("deepspeed.comm.torch")
-        # Its collectives through shared memory: each node would compile them at the first start (40 s, with a compiler
-        # that it may not have), and a build that was killed leaves a lock that every later start waits for.
-        deepspeed_comm.build_shm_op = lambda: None  # type: ignore[attr-defined]
 
     from accelerate.state import DistributedType, PartialState
 
