@@ -13,7 +13,8 @@ import pytest
 from launcher.contract.files import write_text
 from launcher.contract.paths import RunPaths
 from launcher.contract.spec import Model, Parallel, Strategy
-from launcher.render import read_base, render
+from launcher.render import render
+from launcher.spec.deepspeed import read_base
 from tests.conftest import ROOT
 from tests.plans import LOCAL, plan_on
 from tests.render.plain_trainer import MICRO_BATCH
