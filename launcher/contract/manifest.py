@@ -41,6 +41,15 @@ def publish(folder: Path, target: Path, **facts: Any) -> None:
     _sync(target.parent)
 
 
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What :func:`publish` wrote of ``folder``; None where there is no manifest, or one that is not JSON."""
+    try:
+        manifest: dict[str, Any] | None = read_json(folder / MANIFEST)
+    except ValueError:
+        return None
+    return manifest
+
+
 def find_problems(folder: Path) -> list[str]:
     """What is wrong with the checkpoint in ``folder``; empty when every file is as its manifest says."""
     try:

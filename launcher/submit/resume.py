@@ -1,6 +1,7 @@
 """Continues a run in its own directory, from its newest verified checkpoint, as a new attempt."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,9 +10,11 @@ import launcher
 from launcher.contract.attempt import read_attempts
 from launcher.contract.files import make_folder
 from launcher.contract.ledger import merge_metrics, read_run
+from launcher.contract.manifest import read_manifest
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 from launcher.contract.spec import Spec
+from launcher.contract.strategies import FIXED_WORLD
 from launcher.contract.submission import Submission
 from launcher.errors import SpecError, UserError
 from launcher.plan import make_plan
@@ -38,7 +41,8 @@ def plan_resume(paths: RunPaths, overrides: Sequence[str], *, cluster: str | Non
     """Plan the continuation of the run in ``paths``, with ``overrides`` laid over its spec; writes nothing.
 
     Raises:
-        UserError: an override would make it another run, or there is nothing left to do.
+        UserError: an override would make it another run, its checkpoint cannot go on with as many ranks, or there is
+            nothing left to do.
     """
     before = Plan.load(paths.plan)
     if not paths.submission.exists():
@@ -57,6 +61,7 @@ def plan_resume(paths: RunPaths, overrides: Sequence[str], *, cluster: str | Non
         version=launcher.__version__,
         ds_base=before.ds_base,  # as it was: the user's file may have changed or gone
     )
+    _refuse_another_world_size(loaded, plan, before, paths)
     if paths.completion.exists():
         done = max((row["step"] for row in merge_metrics(read_run(paths))), default=0)
         length = (plan.spec.train.max_steps, plan.spec.train.epochs)
@@ -98,10 +103,36 @@ def _refuse_another_run(loaded: LoadedSpec, before: Spec) -> None:
                 and not (section.name == "train" and name in FREE_TRAIN_KEYS)
             ]
         for key in keys:
-            hint = "submit the file as a new run instead"
-            problems.append(loaded.problem(key, "cannot change when a run is resumed: it would be another run", hint))
+            reason = "it would be another run"
+            if key == "parallel.strategy":
+                reason = f"{new.strategy} cannot go on from a checkpoint of {old.strategy}"
+            message, hint = f"cannot change when a run is resumed: {reason}", "submit the file as a new run instead"
+            problems.append(loaded.problem(key, message, hint))
     if problems:
         raise SpecError(problems)
+
+
+def _refuse_another_world_size(loaded: LoadedSpec, plan: Plan, before: Plan, paths: RunPaths) -> None:
+    """What the ranks would refuse when they have started (``jobs/checkpoint.py``), without reading the weights."""
+    strategy, asked = plan.spec.parallel.strategy, plan.topology
+    if strategy not in FIXED_WORLD:
+        return
+    manifests = (read_manifest(folder) for folder in reversed(paths.published()))
+    newest = next((manifest for manifest in manifests if manifest is not None), None)
+    if newest is None or newest["world_size"] == asked.world_size:
+        return
+    written = newest["world_size"]
+    per_node = math.gcd(written, before.topology.ranks_per_node)
+    key = "resources.nodes" if asked.nodes != before.topology.nodes else "resources.gpus_per_node"
+    message = (
+        f"{strategy} goes on only with as many ranks as wrote its newest checkpoint: {written} did "
+        f"(step {newest['step']}), and now there would be {asked.world_size}"
+    )
+    hint = (
+        f"set resources.nodes={written // per_node} resources.gpus_per_node={per_node}; only runs with ddp or fsdp "
+        "can go on with another number of ranks"
+    )
+    raise SpecError([loaded.problem(key, message, hint)])
 
 
 @contextmanager

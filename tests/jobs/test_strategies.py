@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from tests.jobs.runs import FLOAT32, QLORA, Start, checkpoint, launch, ledger, m
 
 SHARDED: tuple[Strategy, ...] = ("fsdp", "zero2", "zero3")
 STRATEGIES: tuple[Strategy, ...] = ("ddp", *SHARDED)
+ANY_WORLD: tuple[Strategy, ...] = ("ddp", "fsdp")
+"""Their checkpoints go on with another number of ranks."""
 OFFLOAD = (("fsdp", "all"), ("zero2", "optimizer"), ("zero3", "optimizer"), ("zero3", "all"))
 WRAPPERS = {
     "ddp": "DistributedDataParallel",
@@ -56,9 +59,12 @@ def write_tied(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
-    """DDP, which the others are compared with, and each of them with SGD."""
+    """DDP, which the others are compared with, and each of them with SGD; FSDP2 with AdamW for its checkpoint."""
     folder = tmp_path_factory.mktemp("one")
-    runs = [("ddp", "adamw", ADAMW), *((strategy, "sgd", SGD) for strategy in STRATEGIES)]
+    runs = [
+        *((strategy, "adamw", ADAMW) for strategy in ANY_WORLD),
+        *((strategy, "sgd", SGD) for strategy in STRATEGIES),
+    ]
     starts = []
     for strategy, name, train in runs:
         root, parallel = folder / f"{strategy}-{name}", Parallel(strategy=strategy)  # type: ignore[arg-type]
@@ -82,6 +88,26 @@ def four_ranks(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
         write_run(changed, 4, model=FLOAT32, data=data, train=replace(ADAMW, micro_batch=1), parallel=parallel)
         starts.append(Start(root, 2, checkpoint(10), changed=changed))
     launch(4, starts, timeout=300)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other_ranks(tmp_path_factory: pytest.TempPathFactory, data: Data, one_rank: Path) -> Path:
+    """Runs with AdamW that go on from step 10 with another number of ranks: ``fsdp-2-to-1`` and so on."""
+    folder = tmp_path_factory.mktemp("other")
+
+    def write(name: str, ranks: int, strategy: Strategy, source: Path | None = None) -> Path:
+        parallel = Parallel(strategy=strategy)
+        root = write_run(folder / name, ranks, model=FLOAT32, data=data, train=ADAMW, parallel=parallel)
+        if source is not None:
+            shutil.copytree(source / checkpoint(10), root / checkpoint(10))
+        return root
+
+    starts = [Start(write(f"{strategy}-2", 2, strategy)) for strategy in ANY_WORLD]
+    grown = [write(f"{strategy}-1-to-2", 2, strategy, one_rank / f"{strategy}-adamw") for strategy in ANY_WORLD]
+    launch(2, [*starts, *(Start(root, 2, checkpoint(10)) for root in grown)])
+    shrunk = [write(f"{strategy}-2-to-1", 1, strategy, folder / f"{strategy}-2") for strategy in ANY_WORLD]
+    launch(1, [Start(root, 2, checkpoint(10)) for root in shrunk])
     return folder
 
 
@@ -144,6 +170,24 @@ def test_the_micro_batch_may_change_on_resume(one_rank: Path, four_ranks: Path, 
     reference = values(one_rank / "ddp-adamw", "loss")
     assert list(resumed) == list(range(11, 21))
     assert max(abs(resumed[step] - reference[step]) for step in resumed) < 1e-4
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize("strategy", ANY_WORLD)
+def test_the_number_of_ranks_may_change_on_resume(
+    one_rank: Path, other_ranks: Path, strategy: str, before: int, after: int
+) -> None:
+    """Without dropout, whose masks come from the random state of each rank."""
+    root, reference = other_ranks / f"{strategy}-{before}-to-{after}", one_rank / "ddp-adamw"
+    assert json.loads((root / checkpoint(10) / "manifest.json").read_text())["world_size"] == before
+    (row,) = events(ledger(root, 2), "strategy_check")
+    assert (row["got"], row["world_size"]) == (strategy, after)
+    for metric, steps in (("loss", range(11, 21)), ("grad_norm", range(11, 21)), ("eval_loss", (20,))):
+        straight, resumed = values(reference, metric), values(root, metric, attempt=2)
+        assert set(resumed) == set(steps)
+        assert max(abs(resumed[step] - straight[step]) for step in steps) < 1e-4
+    final, asked = (load_file(folder / "final" / "adapter_model.safetensors") for folder in (root, reference))
+    assert max(float((final[key] - asked[key]).abs().max()) for key in asked) < 1e-4
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

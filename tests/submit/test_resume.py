@@ -1,0 +1,101 @@
+"""What a resumed run may change, seen before anything starts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launcher.contract.attempt import Attempt, Ending
+from launcher.contract.files import write_json
+from launcher.contract.manifest import MANIFEST, publish
+from launcher.contract.paths import RunPaths
+from launcher.contract.submission import Submission
+from launcher.contract.values import to_value
+from launcher.errors import SpecError
+from launcher.submit.resume import plan_resume
+from tests.conftest import Tuneyard
+
+SPEC = """\
+name: ended
+stage: sft
+model: {base: builtin:tiny, quantization: none, dtype: float32}
+data: {train: rows.jsonl, format: messages}
+train: {max_steps: 20, micro_batch: 1, global_batch: 8}
+resources: {gpus_per_node: 4}
+"""
+
+
+def end(tuneyard: Tuneyard, strategy: str) -> RunPaths:
+    """A run on four ranks of this machine that failed after its checkpoints at steps 5 and 10."""
+    (tuneyard.folder / "rows.jsonl").write_text('{"messages": []}\n')
+    (tuneyard.folder / "ended.yaml").write_text(SPEC)
+    planned = tuneyard("plan", "ended.yaml", f"parallel.strategy={strategy}", "--cluster", "local", "--json")
+    assert planned.returncode == 0, planned.stderr
+    plan = json.loads(planned.stdout)
+    paths = RunPaths(Path(plan["runs"]) / plan["run_id"])
+    submission = Submission(
+        t=1.0, run_id=paths.root.name, run_dir=str(paths.root), cluster="local", scheduler="local", pid=1, pid_start=0
+    )
+    write_json(paths.submission, to_value(submission))
+    ending = Ending(t=3.0, state="failed", exit_code=1, reason="a rank failed")
+    Attempt(number=1, started=2.0, nodes=["here"], ended=ending).save(paths)
+    for step in (5, 10):
+        folder = paths.checkpoint(1, 0).parent / ".writing"
+        folder.mkdir(parents=True)
+        (folder / "weights").write_text(str(step))
+        publish(folder, paths.checkpoint(1, step), step=step, attempt=1, world_size=4, strategy=strategy, metrics={})
+    return paths
+
+
+def files(paths: RunPaths) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in paths.root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_deepspeed_goes_on_only_with_as_many_ranks_as_wrote_the_checkpoint(tuneyard: Tuneyard, strategy: str) -> None:
+    paths = end(tuneyard, strategy)
+    before = files(paths)
+    refused = tuneyard("resume", "last", "resources.gpus_per_node=2")
+    assert refused.returncode == 2
+    assert "resources.gpus_per_node=2" in refused.stderr
+    assert f"{strategy} goes on only with as many ranks as wrote its newest checkpoint: 4 did" in refused.stderr
+    assert "(step 10), and now there would be 2" in refused.stderr
+    assert "set resources.nodes=1 resources.gpus_per_node=4" in refused.stderr
+    assert "ddp or fsdp can go on with another number" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert files(paths) == before
+    # Four ranks they stay, whatever the micro batch.
+    assert plan_resume(paths, ["train.micro_batch=2"], cluster=None).topology.world_size == 4
+    assert files(paths) == before
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_ddp_and_fsdp_go_on_with_another_number_of_ranks(tuneyard: Tuneyard, strategy: str) -> None:
+    plan = plan_resume(end(tuneyard, strategy), ["resources.gpus_per_node=2"], cluster=None)
+    assert (plan.topology.world_size, plan.batch.accumulation, plan.batch.global_batch) == (2, 4, 8)
+
+
+def test_the_newest_checkpoint_is_what_counts_and_none_binds_nothing(tuneyard: Tuneyard) -> None:
+    paths = end(tuneyard, "zero3")
+    # The supervisor reads past a checkpoint whose manifest is gone or damaged.
+    (paths.checkpoint(1, 10) / MANIFEST).write_text("{")
+    with pytest.raises(SpecError, match="step 5"):
+        plan_resume(paths, ["resources.gpus_per_node=2"], cluster=None)
+    (paths.checkpoint(1, 5) / MANIFEST).unlink()
+    assert plan_resume(paths, ["resources.gpus_per_node=2"], cluster=None).topology.world_size == 2
+
+
+def test_a_profile_with_other_nodes_is_refused_too(tuneyard: Tuneyard) -> None:
+    """The number of ranks follows from it where the spec names none."""
+    paths = end(tuneyard, "zero2")
+    profile = tuneyard.folder / "two.yaml"
+    profile.write_text("{scheduler: local, accelerator: cpu, gpus_per_node: 2}")
+    with pytest.raises(SpecError, match="there would be 2"):
+        plan_resume(paths, ["resources.gpus_per_node=null"], cluster=str(profile))
+
+
+def test_another_strategy_cannot_use_the_checkpoints(tuneyard: Tuneyard) -> None:
+    with pytest.raises(SpecError) as caught:
+        plan_resume(end(tuneyard, "zero2"), ["parallel.strategy=fsdp"], cluster=None)
+    assert "cannot change when a run is resumed: fsdp cannot go on from a checkpoint of zero2" in str(caught.value)
+    assert "submit the file as a new run" in str(caught.value)
