@@ -48,17 +48,8 @@ resources: {{nodes: 1, gpus_per_node: 1, time: 1h}}
 tracking: {{wandb: disabled}}
 """
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "bitsandbytes")
-COLUMNS = (
-    "model",
-    "quantization",
-    "strategy",
-    "wrapper",
-    "tokens_per_s",
-    "memory_gib",
-    "difference",
-    "effect",
-    "check",
-)
+WIDTHS = {"model": 14, "quantization": 14, "strategy": 11, "wrapper": 27, "tokens_per_s": 14, "memory_gib": 12}
+WIDTHS |= {"difference": 12, "effect": 9, "check": 0}
 
 
 class CheckError(Exception):
@@ -118,7 +109,7 @@ class Bench:
             "strategy_check": checks,
             "resumed_from": attempts[-1].resumed_from,
             "tokens_per_s": statistics.median([row["tokens_per_s"] for row in timed] or [0.0]),
-            "memory_gib": max((row["memory_gib"] for row in metrics), default=0.0),
+            "memory_gib": max((row["memory_gib"] for row in metrics if "memory_gib" in row), default=0.0),
         }
 
 
@@ -168,9 +159,9 @@ def measure(bench: Bench, name: str) -> list[dict[str, Any]]:
 
 
 def show(row: dict[str, Any]) -> None:
-    cells = [row.get(name, "") for name in COLUMNS]
+    cells = [row.get(name, "") for name in WIDTHS]
     texts = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
-    print("  ".join(f"{text:<13}" for text in texts).rstrip(), flush=True)
+    print("".join(f"{text:<{width}}" for text, width in zip(texts, WIDTHS.values(), strict=True)).rstrip(), flush=True)
 
 
 def main() -> int:
@@ -186,7 +177,7 @@ def main() -> int:
         return 0
     device = torch.cuda.get_device_name(0) if arguments.accelerator == "cuda" else "cpu"
     print(f"{device}, {MICRO_BATCH} x {MAX_LENGTH} tokens a step, {STEPS} + {STEPS} steps", flush=True)
-    show({name: name for name in COLUMNS})
+    show({name: name for name in WIDTHS})
     rows = []
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), arguments.accelerator)
