@@ -1,6 +1,8 @@
 """Measures the SFT job's tokens per second against a plain TRL script, paired in one run. Aim: a ratio of 0.98.
 
-    python benchmarks/sft_throughput.py [ROUNDS] [RANKS]     # 8 and 1; at least 2 rounds, at most 16
+    python benchmarks/sft_throughput.py [ROUNDS [RANKS [ROWS]]]     # 8 and 1; at least 2 rounds, at most 16
+
+ROWS is a JSON list of instruction, input and output (alpaca); without it examples/data/triage.jsonl is taken.
 
 The job is what a user starts, ``tuneyard submit --cluster local --wait``, with its supervisor beside it; the other side
 is benchmarks/plain_sft.py. Both train SmolLM2-135M-Instruct (NF4, bfloat16, LoRA in float32) on the same rows in the
@@ -28,8 +30,6 @@ from launcher.contract.ledger import merge_metrics, read_rows
 from launcher.contract.paths import RunPaths
 
 ROOT = Path(__file__).parent.parent
-ALPACA = ROOT.parent / "shared/data/alpaca_en_demo.json"
-"""Real instructions and answers; examples/data/triage.jsonl where it is absent."""
 STEPS, MICRO_BATCH, GLOBAL_BATCH, MAX_LENGTH, SEED = 8, 2, 4, 128, 42
 SKIPPED_STEPS = 2
 SPEC = f"""\
@@ -85,7 +85,7 @@ def call(command: list[str], folder: Path, env: dict[str, str]) -> str:
     return done.stdout
 
 
-def write_inputs(folder: Path) -> None:
+def write_inputs(folder: Path, alpaca: Path | None) -> None:
     """``model``; ``rows.jsonl`` for the job, short rows for one epoch; ``ordered.jsonl``, as the job will take them."""
     from transformers import AutoTokenizer
 
@@ -94,7 +94,7 @@ def write_inputs(folder: Path) -> None:
     (folder / "spec.yaml").write_text(SPEC.replace("MODEL", "./model"), encoding="utf-8")
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
     rows = []
-    for turns in read_conversations():
+    for turns in read_conversations(alpaca):
         # Nothing is cut, so that both sides see whole rows.
         if len(tokenizer.apply_chat_template(turns)["input_ids"]) <= MAX_LENGTH:
             rows.append(json.dumps({"messages": turns}))
@@ -104,12 +104,12 @@ def write_inputs(folder: Path) -> None:
     (folder / "ordered.jsonl").write_text("\n".join(rows[index] for index in order) + "\n", encoding="utf-8")
 
 
-def read_conversations() -> list[list[dict[str, str]]]:
+def read_conversations(alpaca: Path | None) -> list[list[dict[str, str]]]:
     """A question and its answer each."""
-    if not ALPACA.exists():
+    if alpaca is None:
         text = (ROOT / "examples/data/triage.jsonl").read_text(encoding="utf-8")
         return [json.loads(line)["messages"] for line in text.splitlines()]
-    rows = json.loads(ALPACA.read_text(encoding="utf-8"))
+    rows = json.loads(alpaca.read_text(encoding="utf-8"))
     pairs = [(f"{row['instruction']}\n{row['input']}".strip(), row["output"]) for row in rows]
     return [[{"role": "user", "content": ask}, {"role": "assistant", "content": say}] for ask, say in pairs]
 
@@ -136,10 +136,10 @@ def describe(label: str, ratios: list[float]) -> str:
     return f"{label:<28} {math.exp(mean):.4f}  95 % {math.exp(mean - half):.4f}-{math.exp(mean + half):.4f}"
 
 
-def main(rounds: int, ranks: int) -> None:
+def main(rounds: int, ranks: int, alpaca: Path | None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_inputs(folder)
+        write_inputs(folder, alpaca)
         env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_TELEMETRY": "1"}
         threads = show_setup(folder, env, ranks)
         plain = functools.partial(run_plain, folder, {**env, "OMP_NUM_THREADS": threads}, ranks)
@@ -175,5 +175,5 @@ def show_setup(folder: Path, env: dict[str, str], ranks: int) -> str:
 
 
 if __name__ == "__main__":
-    given = [int(value) for value in sys.argv[1:]]
-    main(*given, *(8, 1)[len(given) :])
+    rounds, ranks, rows = (*sys.argv[1:4], *("8", "1", "")[len(sys.argv) - 1 :])
+    main(int(rounds), int(ranks), Path(rows).absolute() if rows else None)
