@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from launcher.contract.checkpoints import rank_checkpoints
 from launcher.contract.files import read_json
 from launcher.contract.manifest import MANIFEST, publish
 from launcher.contract.paths import RunPaths
@@ -69,27 +70,14 @@ def prune(paths: RunPaths, keep_last: int, keep_best: str | None) -> list[Path]:
     """Remove all published checkpoints but the newest ``keep_last`` and the best; returns what was removed."""
     published = [path for path in paths.published() if (path / MANIFEST).is_file()]
     kept = set(published[-keep_last:])
-    best = find_best(published, keep_best)
-    if best is not None:
-        kept.add(best)
+    if keep_best is not None:
+        kept.update(rank_checkpoints(published, keep_best)[:1])
     removed = [path for path in published if path not in kept]
     for path in removed:
         # The manifest goes first: a removal that is cut off leaves no folder that calls itself complete.
         (path / MANIFEST).unlink()
         shutil.rmtree(path, ignore_errors=True)
     return removed
-
-
-def find_best(published: list[Path], metric: str | None) -> Path | None:
-    """The checkpoint whose manifest has the best ``metric``: the lowest loss, the highest of anything else."""
-    if metric is None:
-        return None
-    values = {path: read_json(path / MANIFEST)["metrics"].get(metric) for path in published}
-    known = {path: value for path, value in values.items() if value is not None}
-    if not known:
-        return None
-    choose = min if metric.endswith(("loss", "perplexity")) else max
-    return choose(known, key=lambda path: known[path])
 
 
 def check_resumable(context: RankContext) -> None:

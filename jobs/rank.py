@@ -18,6 +18,7 @@ from jobs.context import RankContext
 from jobs.device import claim_device
 from jobs.errors import JobError
 from launcher.contract.files import write_json
+from launcher.contract.lineage import fill_in
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 
@@ -50,7 +51,7 @@ def _context(paths: RunPaths, attempt: int) -> RankContext:
     Raises:
         JobError: the number of ranks or nodes is not the plan's (srun forgotten, another allocation, other flags).
     """
-    plan = Plan.load(paths.plan)
+    plan = fill_in(Plan.load(paths.plan), paths)
     if plan.cluster.scheduler == "slurm":
         # Read in the task itself: in the batch shell these would be rank 0's on every node.
         numbers = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}

@@ -21,11 +21,12 @@ from jobs.allocation import find_allocation, scheduler_restart_count
 from jobs.diagnose import explain
 from jobs.errors import JobError
 from jobs.exporter import Exporter
+from jobs.lineage import await_parent, record_lineage
 from jobs.ranks import Ranks, start_ranks
 from launcher.contract.attempt import EXIT_FAILED, EXIT_OK, Attempt, Ending, read_attempts
+from launcher.contract.checkpoints import newest_checkpoint
 from launcher.contract.environment import read_environment
 from launcher.contract.files import make_folder
-from launcher.contract.manifest import find_problems
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 
@@ -59,9 +60,18 @@ def supervise(paths: RunPaths) -> int:
         return EXIT_OK
     plan = Plan.load(paths.plan)
     number = max((attempt.number for attempt in read_attempts(paths)), default=0) + 1
-    make_folder(paths.logs(number))
-    with _log_to(paths.supervisor_log(number)), _handled_signals() as signals:
-        return _attempt(paths, plan, number, signals)
+    with _handled_signals() as signals:
+        try:
+            if not await_parent(paths, plan, lambda: signals.has_come):
+                return EXIT_FAILED
+        except JobError as error:
+            # No attempt: nothing of this stage has started, and it is the one before it that failed.
+            print(f"{paths.root.name}: {error}", flush=True)
+            paths.secrets.unlink(missing_ok=True)
+            return EXIT_FAILED
+        make_folder(paths.logs(number))
+        with _log_to(paths.supervisor_log(number)):
+            return _attempt(paths, plan, number, signals)
 
 
 def _attempt(paths: RunPaths, plan: Plan, number: int, signals: _Signals) -> int:
@@ -76,6 +86,7 @@ def _attempt(paths: RunPaths, plan: Plan, number: int, signals: _Signals) -> int
     exporter = Exporter(plan, paths)
     try:
         allocation = find_allocation(plan, number)
+        record_lineage(paths, plan)
         checkpoint = newest_checkpoint(paths)
         attempt = replace(
             attempt,
@@ -100,11 +111,6 @@ def _attempt(paths: RunPaths, plan: Plan, number: int, signals: _Signals) -> int
     if ending.state != "interrupted":  # Slurm may requeue an interrupted run, which then needs its tokens again
         paths.secrets.unlink(missing_ok=True)
     return ending.exit_code
-
-
-def newest_checkpoint(paths: RunPaths) -> Path | None:
-    """The newest checkpoint whose files are as its manifest says."""
-    return next((folder for folder in reversed(paths.published()) if not find_problems(folder)), None)
 
 
 def _watch(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks, signals: _Signals) -> Ending:

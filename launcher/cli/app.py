@@ -6,7 +6,7 @@ import typer
 
 from launcher import __version__
 
-from . import cancel, collect, devcluster, init, logs, plan, resume, status, submit, sync
+from . import cancel, collect, devcluster, init, logs, plan, resume, retry, status, submit, sync
 
 app = typer.Typer(
     name="tuneyard",
@@ -40,6 +40,7 @@ app.command(name="status")(status.status)
 app.command(name="logs")(logs.logs)
 app.command(name="cancel")(cancel.cancel)
 app.command(name="resume")(resume.resume)
+app.command(name="retry")(retry.retry)
 app.command(name="collect")(collect.collect)
 app.command(name="sync")(sync.sync)
 # Its arguments, --help too, are the script's own.

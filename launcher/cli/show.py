@@ -6,7 +6,7 @@ from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 
 if TYPE_CHECKING:
-    from launcher.observe.status import Status
+    from launcher.observe import PipelineStatus, Status
 
 
 def show_plan(plan: Plan, paths: RunPaths) -> str:
@@ -17,7 +17,7 @@ def show_plan(plan: Plan, paths: RunPaths) -> str:
     adapter = spec.model.adapter
     trained = "all weights" if adapter is None else f"{adapter.kind} r={adapter.r} on {adapter.target_modules}"
     rows = [
-        ("run", plan.run_id),
+        ("run", plan.run_id if plan.after is None else f"{plan.run_id}, when {plan.after} is complete"),
         ("stage", f"{spec.stage}: {spec.model.base}, {spec.model.quantization} base, {trained}"),
         ("cluster", f"{plan.cluster.name} ({plan.cluster.scheduler})"),
         (
@@ -43,14 +43,22 @@ def show_plan(plan: Plan, paths: RunPaths) -> str:
     return "\n".join(lines)
 
 
-def show_status(status: "Status") -> str:
-    """One run as lines of text."""
+def show_status(status: "Status | PipelineStatus") -> str:
+    """One run as lines of text; a pipeline with a line for each stage."""
+    from launcher.observe import PipelineStatus
+
+    if isinstance(status, PipelineStatus):
+        lines = [f"{status.run_id}  {status.state}"]
+        width = max(len(stage.stage_name) for stage in status.stages)
+        return "\n".join(lines + ["  " + _show_run(stage, stage.stage_name.ljust(width)) for stage in status.stages])
+    return _show_run(status, status.run_id)
+
+
+def _show_run(status: "Status", name: str) -> str:
     steps = f"{status.step}/{status.max_steps}" if status.max_steps else str(status.step)
     job = f"job {status.job_id} on {status.cluster}" if status.job_id else status.cluster
-    lines = [f"{status.run_id}  {status.state}  step {steps}  attempt {status.attempt}  {job}"]
-    if status.reason:
-        lines.append("  reason: " + status.reason.replace("\n", "\n    "))
-    return "\n".join(lines)
+    line = f"{name}  {status.state}  step {steps}  attempt {status.attempt}  {job}"
+    return line + ("\n    reason: " + status.reason.replace("\n", "\n      ") if status.reason else "")
 
 
 def _count(number: int, noun: str) -> str:

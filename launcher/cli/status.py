@@ -16,11 +16,15 @@ def status(
     import dataclasses
     import json
 
-    from launcher.observe import find_run, list_runs, read_or_tell, read_status
+    from launcher.observe import find_stages, list_runs, read_any, read_status
 
     from .show import show_status
 
-    found = [read_status(find_run(run, runs))] if run else [read_or_tell(paths) for paths in list_runs(runs.resolve())]
+    if run is None:
+        found = [read_any(folder) for folder in list_runs(runs.resolve())]
+    else:
+        stages = find_stages(run, runs)
+        found = [read_any(stages[0].root.parent) if len(stages) > 1 else read_status(stages[0])]
     if as_json:
         values = [dataclasses.asdict(item) for item in found]
         print(json.dumps(values[0] if run else values, indent=2))

@@ -1,4 +1,4 @@
-"""tuneyard submit: hand a run over, and with --wait follow it to its end."""
+"""tuneyard submit: hand a run or a pipeline over, and with --wait follow it to its end."""
 
 from .options import RUNS, AsJson, ClusterName, Overrides, RunsFolder, SpecFile, Wait, Yes
 
@@ -12,12 +12,11 @@ def submit(
     as_json: AsJson = False,
     runs: RunsFolder = RUNS,
 ) -> None:
-    """Plan and submit a run. Exit code with --wait: 0 completed, 1 failed, 130 left running."""
-    from launcher.submit import prepare
-    from launcher.submit import submit as start
+    """Plan and submit a run or a pipeline. Exit code with --wait: 0 completed, 1 failed, 130 left running."""
+    from launcher.submit import prepare, submit_stages
 
     from .handover import hand_over
 
-    prepared = prepare(spec, overrides or [], cluster=cluster, runs=runs)
-    plan, paths = prepared.plan, prepared.paths
-    hand_over(plan, paths, lambda: start(plan, paths, spec), wait=wait, yes=yes, as_json=as_json)
+    stages = prepare(spec, overrides or [], cluster=cluster, runs=runs)
+    planned = [(stage.plan, stage.paths) for stage in stages]
+    hand_over(planned, lambda: submit_stages(stages, spec), wait=wait, yes=yes, as_json=as_json)

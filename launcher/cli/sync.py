@@ -11,10 +11,14 @@ def sync(run: RunName, as_json: AsJson = False, runs: RunsFolder = RUNS) -> None
     from launcher.collect.sync import format_sync
     from launcher.collect.sync import sync as sync_run
     from launcher.errors import UserError
-    from launcher.observe import find_run, read_status
+    from launcher.observe import find_stages, read_status
 
-    paths = find_run(run, runs)
-    if not paths.submission.exists():
-        raise UserError(f"{paths.root.name} was never submitted: there is nothing to sync")
-    result = sync_run(paths, read_status(paths).state)
-    print(json.dumps(dataclasses.asdict(result), indent=2) if as_json else format_sync(result))
+    stages = [paths for paths in find_stages(run, runs) if paths.submission.exists()]
+    if not stages:
+        raise UserError(f"{run} was never submitted: there is nothing to sync")
+    results = [sync_run(paths, read_status(paths).state) for paths in stages]
+    if as_json:
+        values = [dataclasses.asdict(result) for result in results]
+        print(json.dumps(values[0] if len(values) == 1 else values, indent=2))
+    else:
+        print("\n\n".join(format_sync(result) for result in results))

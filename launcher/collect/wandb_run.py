@@ -70,7 +70,7 @@ def describe_run(paths: RunPaths, plan: Plan) -> WandbRun:
     return WandbRun(
         id=keep_id(ExportPaths(paths.wandb), plan.run_id),
         name=plan.run_id,
-        group=plan.run_id,
+        group=plan.group,
         job_type=plan.spec.stage,
         project=tracking.project,
         entity=tracking.entity,

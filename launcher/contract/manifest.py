@@ -58,8 +58,13 @@ def find_problems(folder: Path) -> list[str]:
         return [f"{MANIFEST} is not JSON"]
     if manifest is None:
         return [f"no {MANIFEST}: the save did not finish"]
+    return find_changes(folder, manifest["files"])
+
+
+def find_changes(folder: Path, files: dict[str, dict[str, Any]]) -> list[str]:
+    """What of ``files`` (as :func:`list_files` gave them) is missing in ``folder``, or is not what it was."""
     problems = []
-    for name, expected in manifest["files"].items():
+    for name, expected in files.items():
         path = folder / name
         if not path.is_file():
             problems.append(f"{name} is missing")

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+PIPELINE = "pipeline.json"
+"""In the folder around the runs of a pipeline; a plain run has none."""
+
 
 @dataclass(frozen=True)
 class RunPaths:
-    """The files of one run, below ``root`` (``runs/<run id>``)."""
+    """The files of one run, below ``root`` (``runs/<run id>``, in a pipeline ``runs/<pipeline id>/<stage>``)."""
 
     root: Path
 
@@ -54,6 +57,11 @@ class RunPaths:
     @property
     def git(self) -> Path:
         return self.root / "git.json"
+
+    @property
+    def lineage(self) -> Path:
+        """What the run is made from: checkpoints of earlier stages, rows, code."""
+        return self.root / "lineage.json"
 
     @property
     def submission(self) -> Path:
@@ -146,7 +154,10 @@ class RunPaths:
     @property
     def secrets(self) -> Path:
         """0600, beside the run directories and not in one: a copied run carries none. Removed when the run ends."""
-        return self.root.parent / ".secrets" / f"{self.root.name}.env"
+        folder, name = self.root.parent, self.root.name
+        if (folder / PIPELINE).is_file():
+            folder, name = folder.parent, f"{folder.name}.{name}"
+        return folder / ".secrets" / f"{name}.env"
 
 
 def attempt_name(number: int) -> str:

@@ -48,6 +48,7 @@ class Plan:
     v: int = PLAN_VERSION
     tuneyard: str
     run_id: str
+    """The run's path below ``runs``: ``NAME-DIGEST``, in a pipeline ``NAME-DIGEST/STAGE``."""
     runs: str
     spec: Spec
     cluster: Cluster
@@ -55,9 +56,21 @@ class Plan:
     batch: Batch
     ds_base: dict[str, Any] | None = None
     """The DeepSpeed config that ds.json is merged over, as it was read; None without DeepSpeed."""
+    after: str | None = None
+    """The stage of the same pipeline that must be complete before this one starts."""
     gpu_hours: float
     """Upper bound: nodes x ranks per node x wall-time limit."""
     warnings: list[Note] = field(default_factory=list)
+
+    @property
+    def group(self) -> str:
+        """The pipeline's id, or the run's own."""
+        return self.run_id.partition("/")[0]
+
+    @property
+    def job_name(self) -> str:
+        """What the scheduler calls it."""
+        return self.run_id.replace("/", ".")
 
     def save(self, path: Path) -> None:
         """Write ``plan.json``."""

@@ -27,6 +27,11 @@ class Status:
     cluster: str
     job_id: str | None
 
+    @property
+    def stage_name(self) -> str:
+        """Its key in the pipeline; of a plain run its id."""
+        return self.run_id.rpartition("/")[2]
+
 
 def read_status(paths: RunPaths) -> Status:
     """The state of one run; asks Slurm at most twice."""
@@ -36,14 +41,17 @@ def read_status(paths: RunPaths) -> Status:
     job = None
     if submission is not None and submission.job_id is not None and not paths.completion.exists():
         job = ask_jobs([submission.job_id], plan.cluster.slurm_conf).get(submission.job_id)
+    last = attempts[-1] if attempts else None
     state, reason = decide(
         is_complete=paths.completion.exists(),
         is_cancelled=paths.cancelled.exists(),
         submission=submission,
-        last=attempts[-1] if attempts else None,
+        last=last,
         job=job,
     )
-    last = attempts[-1] if attempts else None
+    if plan.after is not None and submission is not None and not (last and _belongs(last, submission)):
+        parent = read_status(RunPaths(paths.root.parent / plan.after))
+        state, reason = decide_waiting(state, reason, plan.after, parent.state)
     # An older attempt may have been further, or have had more ranks.
     beats = [beat.step for beat in read_heartbeats(paths) if last is not None and beat.attempt == last.number]
     return Status(
@@ -116,6 +124,15 @@ def decide(
     if job.state in ENDINGS:
         return "failed", ENDINGS[job.state]
     return _ended(ending, is_cancelled, f"Slurm says {job.state}, and the job left no record; see logs/batch-*.log")
+
+
+def decide_waiting(state: str, reason: str | None, stage: str, parent: str) -> tuple[str, str | None]:
+    """State and reason of a stage that has not started yet; ``parent`` is the state of ``stage``, the one before it."""
+    if parent in ("pending", "running", "unknown") and state in ("pending", "running"):
+        return "pending", f"waits for the stage {stage}"
+    if parent in ("failed", "cancelled") and state in ("pending", "running", "failed", "cancelled"):
+        return "cancelled", f"never started: the stage {stage} is {parent}"
+    return state, reason
 
 
 def _belongs(attempt: Attempt, submission: Submission) -> bool:

@@ -22,8 +22,10 @@ def make_plan(
     runs: Path,
     version: str,
     ds_base: dict[str, Any] | None = None,
+    after: str | None = None,
 ) -> Plan:
-    """Plan ``loaded`` on ``cluster``; ``ds_base`` is what :func:`launcher.spec.deepspeed.read_base` gives for its spec.
+    """Plan ``loaded`` on ``cluster``; ``ds_base`` is what :func:`launcher.spec.deepspeed.read_base` gives for its spec,
+    ``after`` the stage before it in a pipeline.
 
     Raises:
         SpecError: with every key that does not fit the cluster or its other keys.
@@ -57,6 +59,7 @@ def make_plan(
         topology=topology,
         batch=batch,
         ds_base=ds_base,
+        after=after,
         gpu_hours=round(topology.world_size * topology.time_minutes / 60, 2),
         warnings=_warnings(spec, cluster, topology),
     )
@@ -124,7 +127,7 @@ def _warnings(spec: Spec, cluster: Cluster, topology: Topology) -> list[Note]:
                 remedy="set resources.cpus_per_gpu, or cpus_per_node in the cluster profile",
             )
         )
-    if not cluster.internet and not spec.model.base.startswith(("/", "builtin:")):
+    if not cluster.internet and not spec.model.base.startswith(("/", "builtin:", "${")):
         notes.append(
             Note(
                 key="model.base",

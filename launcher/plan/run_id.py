@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from launcher.contract.cluster import Cluster
@@ -10,9 +10,13 @@ from launcher.contract.spec import Spec
 from launcher.contract.values import to_value
 
 
-def digest_request(spec: Spec, cluster: Cluster, version: str, ds_base: dict[str, Any] | None = None) -> str:
-    """Six hexadecimal digits over the spec, the resolved profile, tuneyard's version and the DeepSpeed config."""
-    value: dict[str, Any] = {"spec": to_value(spec), "cluster": to_value(cluster), "tuneyard": version, "ds": ds_base}
+def digest_request(stages: Mapping[str, tuple[Spec, dict[str, Any] | None]], cluster: Cluster, version: str) -> str:
+    """Six hexadecimal digits over all that was asked for.
+
+    ``stages`` has each stage's spec with the DeepSpeed config it is merged over; ``cluster`` is the resolved profile.
+    """
+    value: dict[str, Any] = {"cluster": to_value(cluster), "tuneyard": version}
+    value["stages"] = [[name, to_value(spec), ds_base] for name, (spec, ds_base) in stages.items()]
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:6]
 
 

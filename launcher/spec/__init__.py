@@ -3,6 +3,6 @@
 Importing this room loads neither pydantic nor ruamel; the first spec that is loaded does.
 """
 
-from .load import LoadedSpec, json_schema, load_spec
+from .load import LoadedSpec, json_schema, load_spec, load_stages
 
-__all__ = ["LoadedSpec", "json_schema", "load_spec"]
+__all__ = ["LoadedSpec", "json_schema", "load_spec", "load_stages"]

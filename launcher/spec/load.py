@@ -13,6 +13,7 @@ from .checks import find_complaints
 from .environment import substitute
 from .overrides import apply_overrides
 from .paths import resolve_paths
+from .stages import find_bad_references, split_stages
 from .text import parse_text, read_text
 from .tree import Node, find_node
 from .validate import get_adapter, validate
@@ -33,7 +34,9 @@ class LoadedSpec:
 
 
 def load_spec(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> LoadedSpec:
-    """The spec in ``path`` with ``overrides`` (``a.b=value``) laid over it; ``environ`` is by default this process's.
+    """The spec of one run in ``path`` with ``overrides`` (``a.b=value``) laid over it.
+
+    ``environ`` is by default this process's. A reference to another stage of its pipeline is left as it is.
 
     Raises:
         SpecError: with everything that is wrong.
@@ -41,15 +44,52 @@ def load_spec(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, s
     source = read_text(path)
     root, problems = parse_text(source, str(path))
     problems += apply_overrides(root, overrides, Spec)
+    loaded, found = _load(root, source, path, environ, problems)
+    if found or loaded is None:
+        raise SpecError(sort_problems(found, overrides))
+    return loaded
+
+
+def load_stages(
+    path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> dict[str, LoadedSpec]:
+    """Stage name -> its spec, in their order, of the pipeline in ``path``; of a file without stages its only one
+    under the empty name. ``overrides`` may reach into a stage: ``stages.dpo.train.max_steps=60``.
+
+    Raises:
+        SpecError: with everything that is wrong.
+    """
+    source = read_text(path)
+    root, problems = parse_text(source, str(path))
+    problems += apply_overrides(root, overrides, Spec)
+    trees, found = split_stages(root)
+    problems += found
+    shared = list(problems)
+    stages: dict[str, LoadedSpec] = {}
+    for name, tree in (trees or {"": root}).items():
+        wrong = find_bad_references(tree, list(stages))
+        loaded, found = _load(tree, source, path, environ, [*shared, *wrong])
+        # What all stages share is wrong in each of them, and told once.
+        problems += [problem for problem in found if problem not in problems]
+        if loaded is not None:
+            stages[name] = loaded
+    if problems:
+        raise SpecError(sort_problems(problems, overrides))
+    return stages
+
+
+def _load(
+    root: Node, source: str, path: Path, environ: Mapping[str, str] | None, problems: list[Problem]
+) -> tuple[LoadedSpec | None, list[Problem]]:
+    """The spec that ``root`` describes, with ``problems`` and those that are found."""
+    problems = list(problems)
     problems += substitute(root, Spec, os.environ if environ is None else environ)
     problems += resolve_paths(root, Path(os.path.abspath(path)).parent, Path.cwd())
     spec, found, bad = validate(Spec, root, problems)
     problems += found
     if spec:
         problems += [make_problem(root, *complaint) for complaint in find_complaints(spec, bad)]
-    if problems or not spec:
-        raise SpecError(sort_problems(problems, overrides))
-    return LoadedSpec(spec=spec, source=source, path=path, _root=root)
+    return (LoadedSpec(spec=spec, source=source, path=path, _root=root) if spec else None), problems
 
 
 def json_schema() -> dict[str, Any]:

@@ -34,7 +34,6 @@ ROWS = (
     NotYet(key="reward", values=None, works="no reward section"),
     NotYet(key="dpo", values=None, works="no dpo section"),
     NotYet(key="ppo", values=None, works="no ppo section"),
-    NotYet(key="stages", values=None, works="one spec per stage, without stages"),
     NotYet(key="sweep", values=None, works="one submit per setting: tuneyard submit SPEC train.learning_rate=1e-4"),
 )
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from launcher.contract.pipeline import REFERENCE
 from launcher.errors import Problem
 
 from .text import MAX_BYTES
@@ -50,7 +51,7 @@ def _texts(root: Node, key: str) -> Iterator[tuple[str, Node]]:
         return
     items = node.value if isinstance(node.value, list) else None
     for name, item in [(key, node)] if items is None else [(f"{key}.{i}", item) for i, item in enumerate(items)]:
-        if isinstance(item.value, str) and item.value:
+        if isinstance(item.value, str) and item.value and not REFERENCE.search(item.value):
             yield name, item
 
 

@@ -69,7 +69,13 @@ def list_keys(cls: type) -> Mapping[str, Key]:
 
 
 def find_key(cls: type, path: Iterable[str | int]) -> Key | None:
-    """The key at ``path``; below a free-form mapping or list, one of its values' type."""
+    """The key at ``path``; below a free-form mapping or list, one of its values' type.
+
+    Below ``stages.NAME`` stands what may stand at the top.
+    """
+    path = tuple(path)
+    if path[:1] == ("stages",) and len(path) > 2 and "stages" in list_keys(cls):
+        path = path[2:]
     name, key = "", Key(name="", type=cls, help="", required=True)
     for part in path:
         name = f"{name}.{part}" if name else str(part)

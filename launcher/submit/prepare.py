@@ -8,17 +8,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import launcher
 from launcher.contract.cluster import Cluster
 from launcher.contract.files import make_folder, write_json, write_text
 from launcher.contract.paths import RunPaths
+from launcher.contract.pipeline import Pipeline, list_stages
 from launcher.contract.plan import Plan
 from launcher.contract.values import to_value
-from launcher.errors import UserError
+from launcher.errors import Problem, SpecError, UserError
 from launcher.plan import digest_request, make_plan, name_run
 from launcher.render import render
-from launcher.spec import load_spec
+from launcher.spec import LoadedSpec, load_stages
 from launcher.spec.deepspeed import read_base
 
 from .choose import choose_cluster
@@ -35,36 +37,78 @@ class Prepared:
     script: str
 
 
-def prepare(spec_path: Path, overrides: Sequence[str], *, cluster: str | None, runs: Path) -> Prepared:
-    """Load, plan and render ``spec_path``, and write all of it to the run directory.
+def prepare(spec_path: Path, overrides: Sequence[str], *, cluster: str | None, runs: Path) -> list[Prepared]:
+    """Load, plan and render ``spec_path``, and write all of it: a run directory for each stage, in their order.
+
+    A file without ``stages`` is one run, ``runs/<run id>``; the stages of a pipeline are ``runs/<run id>/<stage>``.
 
     Raises:
         UserError: the spec, an override or the profile is wrong; nothing is written then.
     """
-    loaded = load_spec(spec_path, overrides)
-    profile = resolve_cluster(choose_cluster(cluster, loaded.spec.cluster))
+    stages = load_stages(spec_path, overrides)
+    name, in_spec = next((loaded.spec.name, loaded.spec.cluster) for loaded in stages.values())
+    profile = resolve_cluster(choose_cluster(cluster, in_spec))
     runs = runs.resolve()
     # A newline would be a line of its own in the job script; submitit expands %j and its like in its folder's name.
     if not str(runs).isprintable() or re.search("%[A-Za-z]", str(runs)):
         raise UserError(f"--runs: {str(runs)!r} has characters that cannot stand in a job script; nothing was written")
-    ds_base = read_base(loaded.spec)
-    digest = digest_request(loaded.spec, profile, launcher.__version__, ds_base)
-    run_id = name_run(loaded.spec.name, digest, lambda name: _is_taken(RunPaths(runs / name)))
-    plan = make_plan(loaded, profile, run_id=run_id, runs=runs, version=launcher.__version__, ds_base=ds_base)
-    prepared = render_all(plan)
-    write_text(prepared.paths.spec_source, loaded.source)
+    bases = {stage: read_base(loaded.spec) for stage, loaded in stages.items()}
+    asked = {stage: (loaded.spec, bases[stage]) for stage, loaded in stages.items()}
+    digest = digest_request(asked, profile, launcher.__version__)
+    run_id = name_run(name, digest, lambda candidate: _is_taken(runs / candidate))
+    plans = _plan_stages(stages, profile, run_id, runs, bases)
+    root = runs / run_id
+    if list(stages) != [""]:
+        make_folder(root)
+        root.chmod(0o700)
+        Pipeline(run_id=run_id, name=name, stages=list(stages)).save(root)
+    prepared = [render_all(plan) for plan in plans]
+    for item, loaded in zip(prepared, stages.values(), strict=True):
+        write_text(item.paths.spec_source, loaded.source)
     return prepared
 
 
-def _is_taken(paths: RunPaths) -> bool:
-    return paths.submission.exists() or paths.attempts.exists()
+def _plan_stages(
+    stages: dict[str, LoadedSpec], profile: Cluster, run_id: str, runs: Path, bases: dict[str, dict[str, Any] | None]
+) -> list[Plan]:
+    """One plan per stage, each after the one before it; the problems of all of them at once."""
+    plans: list[Plan] = []
+    problems: list[Problem] = []
+    before = None
+    for stage, loaded in stages.items():
+        try:
+            plans.append(
+                make_plan(
+                    loaded,
+                    profile,
+                    run_id=f"{run_id}/{stage}" if stage else run_id,
+                    runs=runs,
+                    version=launcher.__version__,
+                    ds_base=bases[stage],
+                    after=before,
+                )
+            )
+        except SpecError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+        before = stage
+    if problems:
+        raise SpecError(problems)
+    return plans
+
+
+def _is_taken(folder: Path) -> bool:
+    """Whether something was submitted from it."""
+    return any(paths.submission.exists() or paths.attempts.exists() for paths in list_stages(folder))
 
 
 def render_all(plan: Plan) -> Prepared:
     """Render ``plan`` and write it, with what was rendered, to its run directory."""
     paths = RunPaths(Path(plan.runs) / plan.run_id)
     rendered = render(plan, paths)
-    script = job_script(plan, paths) if plan.cluster.scheduler == "slurm" else local_script(plan, paths)
+    if plan.cluster.scheduler == "slurm":
+        script = job_script(plan, paths, None if plan.after is None else f"<job of {plan.after}>")
+    else:
+        script = local_script(plan, paths)
     make_folder(paths.root)
     paths.root.chmod(0o700)  # even where the folder existed: logs and data paths are nobody else's business
     shutil.rmtree(paths.rendered, ignore_errors=True)

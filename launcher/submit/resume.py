@@ -47,7 +47,7 @@ def plan_resume(paths: RunPaths, overrides: Sequence[str], *, cluster: str | Non
     before = Plan.load(paths.plan)
     if not paths.submission.exists():
         raise UserError(f"{before.run_id} was planned but never submitted; submit its file instead")
-    if paths.root.name != before.run_id:
+    if not paths.root.as_posix().endswith(f"/{before.run_id}"):
         raise UserError(f"{paths.root}: this folder was renamed; give it back its name, {before.run_id}, to resume it")
     # The effective spec as JSON is YAML too, with every path absolute and every override in it.
     loaded = load_spec(paths.spec, overrides)
@@ -57,9 +57,10 @@ def plan_resume(paths: RunPaths, overrides: Sequence[str], *, cluster: str | Non
         loaded,
         profile,
         run_id=before.run_id,
-        runs=paths.root.parent,
+        runs=paths.root.parents[before.run_id.count("/")],
         version=launcher.__version__,
         ds_base=before.ds_base,  # as it was: the user's file may have changed or gone
+        after=before.after,
     )
     _refuse_another_world_size(loaded, plan, before, paths)
     if paths.completion.exists():
@@ -73,8 +74,10 @@ def plan_resume(paths: RunPaths, overrides: Sequence[str], *, cluster: str | Non
     return plan
 
 
-def resume(plan: Plan, paths: RunPaths) -> Submission:
+def resume(plan: Plan, paths: RunPaths, after: str | None = None) -> Submission:
     """Hand the run over again, as ``plan`` says; what stood there stays if that fails.
+
+    ``after`` is the Slurm job that it waits for.
 
     Raises:
         UserError: another command resumes it at this moment.
@@ -82,7 +85,7 @@ def resume(plan: Plan, paths: RunPaths) -> Submission:
     """
     with _reopened(paths):
         render_all(plan)
-        return submit(plan, paths, None)
+        return submit(plan, paths, None, after)
 
 
 def _refuse_another_run(loaded: LoadedSpec, before: Spec) -> None:

@@ -24,15 +24,20 @@ EXPORTED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "SLURM_CONF", 
 SIGNAL_SECONDS = 90
 
 
-def job_script(plan: Plan, paths: RunPaths) -> str:
-    """The sbatch file of ``plan``, byte for byte as it will be submitted."""
+def job_script(plan: Plan, paths: RunPaths, after: str | None = None) -> str:
+    """The sbatch file of ``plan``, byte for byte as it will be submitted.
+
+    ``after`` is the job that it waits for. A preview has a word in place of that id, the one thing that nobody can
+    know beforehand.
+    """
     from submitit.slurm.slurm import _make_sbatch_string
 
-    return _make_sbatch_string(command=_command(plan, paths), folder=paths.submitit, **_parameters(plan, paths))
+    parameters = _parameters(plan, paths, after)
+    return _make_sbatch_string(command=_command(plan, paths), folder=paths.submitit, **parameters)
 
 
-def submit_job(plan: Plan, paths: RunPaths) -> str:
-    """Submit the supervisor of ``plan`` and return Slurm's job id.
+def submit_job(plan: Plan, paths: RunPaths, after: str | None = None) -> str:
+    """Submit the supervisor of ``plan``, to start when the job ``after`` has ended well, and return Slurm's job id.
 
     Raises:
         ClusterError: there is no Slurm here, or sbatch refused; the message is sbatch's own.
@@ -42,13 +47,13 @@ def submit_job(plan: Plan, paths: RunPaths) -> str:
 
     from jobs import supervisor
 
-    script = job_script(plan, paths)
+    script = job_script(plan, paths, after)
     with _scheduler_environment(plan):
         try:
             executor = submitit.SlurmExecutor(folder=paths.submitit, python=_python(plan))
         except RuntimeError as error:
             raise ClusterError(f"{error}\nhint: run this on a login node of {plan.cluster.name}") from error
-        executor._internal_update_parameters(**_parameters(plan, paths))
+        executor._internal_update_parameters(**_parameters(plan, paths, after))
         text = executor._make_submission_file_text(executor._submitit_command_str, "")
         if text != script:
             raise ClusterError("the preview differs from what submitit would submit: nothing was submitted")
@@ -68,7 +73,7 @@ def _find_job(plan: Plan) -> str | None:
     """The id of a job of this run's name, if Slurm has one."""
     try:
         found = run_command(
-            ["squeue", "--me", "--noheader", f"--name={plan.run_id}", "--format=%i"], plan.cluster.slurm_conf
+            ["squeue", "--me", "--noheader", f"--name={plan.job_name}", "--format=%i"], plan.cluster.slurm_conf
         ).split()
     except ClusterError:
         return None
@@ -87,7 +92,7 @@ def _scheduler_environment(plan: Plan) -> Iterator[None]:
         os.environ.update(saved)
 
 
-def _parameters(plan: Plan, paths: RunPaths) -> dict[str, Any]:
+def _parameters(plan: Plan, paths: RunPaths, after: str | None) -> dict[str, Any]:
     asked, profile, topology = plan.spec.resources, plan.cluster, plan.topology
     # A literal % in the run's path would be read as a pattern of sbatch's.
     logs = str(paths.root / "logs").replace("%", "%%")
@@ -96,10 +101,14 @@ def _parameters(plan: Plan, paths: RunPaths) -> dict[str, Any]:
         "requeue": True,
         "output": f"{logs}/batch-%j.log",
     }
+    if after is not None:
+        more["dependency"] = f"afterok:{after}"
+        # Else the job would wait for ever once its parent has failed.
+        more["kill-on-invalid-dep"] = "yes"
     if asked.mem_gb is not None:
         more["mem"] = f"{round(asked.mem_gb * 1024)}M"
     return {
-        "job_name": plan.run_id,
+        "job_name": plan.job_name,
         "time": topology.time_minutes,
         "nodes": topology.nodes,
         "ntasks_per_node": topology.ranks_per_node,

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.contract.files import make_folder, write_json, write_text
@@ -14,14 +15,37 @@ from launcher.contract.submission import Submission
 from launcher.contract.values import from_value, to_value
 from launcher.errors import UserError
 
-from .slurm import submit_job
+from .cancel import cancel_run
+from .prepare import Prepared
+from .slurm import job_script, submit_job
 from .snapshot import take_snapshot
 
 
-def submit(plan: Plan, paths: RunPaths, repository: Path | None) -> Submission:
+def submit_stages(stages: Sequence[Prepared], repository: Path | None) -> list[Submission]:
+    """Submit one run, or all stages of a pipeline, each to start when the one before it is complete.
+
+    Raises:
+        UserError: as :func:`submit`.
+        ClusterError: one was refused; those before it are taken back, so nothing was submitted.
+    """
+    done: list[Submission] = []
+    try:
+        for stage in stages:
+            done.append(submit(stage.plan, stage.paths, repository, done[-1].job_id if done else None))
+    except BaseException:
+        for stage in reversed(stages[: len(done)]):
+            cancel_run(stage.paths)
+            stage.paths.submission.unlink()
+            stage.paths.cancelled.unlink()
+        raise
+    return done
+
+
+def submit(plan: Plan, paths: RunPaths, repository: Path | None, after: str | None = None) -> Submission:
     """Snapshot the code, hand the run over, and write submission.json.
 
     ``repository`` is a file in the user's git repository, whose state is recorded; None keeps what is recorded.
+    ``after`` is the Slurm job that it waits for.
 
     Raises:
         UserError: the run has been submitted already.
@@ -43,7 +67,8 @@ def submit(plan: Plan, paths: RunPaths, repository: Path | None) -> Submission:
         _hand_secrets_over(plan, paths)
         values = to_value(submission)
         if plan.cluster.scheduler == "slurm":
-            values["job_id"] = submit_job(plan, paths)
+            write_text(paths.job_script, job_script(plan, paths, after))
+            values["job_id"] = submit_job(plan, paths, after)
         else:
             values["pid"] = _start_local(paths)
             values["pid_start"] = process_start(values["pid"])

@@ -41,9 +41,9 @@ def test_plan_survives_json() -> None:
 
 def test_the_same_request_has_the_same_run_until_it_is_submitted() -> None:
     spec = plan_on(DEVCLUSTER).spec
-    digest = digest_request(spec, DEVCLUSTER, "0.1.0")
-    assert digest == digest_request(spec, DEVCLUSTER, "0.1.0")
-    assert digest != digest_request(spec, H100, "0.1.0")
+    digest = digest_request({"": (spec, None)}, DEVCLUSTER, "0.1.0")
+    assert digest == digest_request({"": (spec, None)}, DEVCLUSTER, "0.1.0")
+    assert digest != digest_request({"": (spec, None)}, H100, "0.1.0")
     taken: set[str] = set()
     first = name_run("sft", digest, taken.__contains__)
     assert first == name_run("sft", digest, taken.__contains__) == f"sft-{digest}"
