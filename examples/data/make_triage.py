@@ -1,10 +1,12 @@
-"""Writes triage.jsonl and triage_eval.jsonl: short customer messages and the one line that sorts them.
+"""Writes triage.jsonl and triage_eval.jsonl: short customer messages and the one line that sorts them. Beside each of
+them, triage_pairs.jsonl and triage_pairs_eval.jsonl: the same messages, each with its line and a wrong one.
 
     python examples/data/make_triage.py [FOLDER]     # default: beside this file; the same bytes on every machine
 
 The assistant's line is ``team: T | urgency: U | ask: A``. Each topic (triage_topics.txt) has four wordings for training
 and one, never trained on, for the held-out file; what a customer adds about the hurry sets the urgency, and its
-held-out phrases are others too. So the held-out loss falls only if the model reads new messages. All text was written
+held-out phrases are others too. So the held-out loss falls only if the model reads new messages. A rejected line is
+wrong in one of its three fields, so that only a model that reads the message can tell. All text was written
 for this project, is about nobody, and is under the project's licence (Apache-2.0).
 """
 
@@ -142,11 +144,34 @@ def _row(
     return {"messages": [{"role": "user", "content": message}, {"role": "assistant", "content": line}]}
 
 
+def make_pairs(rows: list[dict[str, Any]], seed: int = SEED) -> list[dict[str, Any]]:
+    """``rows`` as preference pairs: the rejected line differs in the team, the urgency or the ask, in turn."""
+    rng = random.Random(seed)
+    topics = read_topics()
+    values = {
+        "team": sorted({topic.team for topic in topics}),
+        "urgency": sorted(HURRY),
+        "ask": sorted({topic.ask for topic in topics}),
+    }
+    pairs = []
+    for number, row in enumerate(rows):
+        prompt, answer = row["messages"]
+        fields = dict(part.split(": ", 1) for part in answer["content"].split(" | "))
+        wrong = tuple(values)[number % len(values)]
+        fields[wrong] = rng.choice([value for value in values[wrong] if value != fields[wrong]])
+        rejected = " | ".join(f"{name}: {value}" for name, value in fields.items())
+        pairs.append({"prompt": [prompt], "chosen": [answer], "rejected": [{**answer, "content": rejected}]})
+    return pairs
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write triage.jsonl and triage_eval.jsonl.")
+    parser = argparse.ArgumentParser(description="Write the triage rows and pairs.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent)
     folder = parser.parse_args().folder
-    for name, rows in zip(("triage.jsonl", "triage_eval.jsonl"), make_rows(), strict=True):
+    train, held_out = make_rows()
+    files = {"triage.jsonl": train, "triage_eval.jsonl": held_out}
+    files |= {"triage_pairs.jsonl": make_pairs(train), "triage_pairs_eval.jsonl": make_pairs(held_out)}
+    for name, rows in files.items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / name).write_text(text, encoding="utf-8")
         print(f"{folder / name}: {len(rows)} rows")

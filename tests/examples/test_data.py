@@ -63,6 +63,19 @@ def test_generator_writes_these_files() -> None:
     assert make_rows() == (read_rows("triage.jsonl"), read_rows("triage_eval.jsonl"))
 
 
+def test_a_pair_is_a_row_with_its_line_and_one_that_is_wrong_in_one_field() -> None:
+    from make_triage import make_pairs
+
+    for name in FILES:
+        rows, pairs = read_rows(name), read_rows(name.replace("triage", "triage_pairs"))
+        assert pairs == make_pairs(rows)
+        for row, pair in zip(rows, pairs, strict=True):
+            assert [*pair["prompt"], *pair["chosen"]] == row["messages"]
+            chosen, rejected = (LINE.fullmatch(pair[side][0]["content"]) for side in ("chosen", "rejected"))
+            assert chosen and rejected
+            assert sum(a != b for a, b in zip(chosen.groups(), rejected.groups(), strict=True)) == 1
+
+
 def test_rows_fit_the_demo_uncut() -> None:
     from smollm2 import DEFAULT_FOLDER
 

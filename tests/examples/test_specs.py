@@ -8,7 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from launcher.contract.spec import Data, Model, Parallel, Resources, Spec, Tracking, Train
-from launcher.spec import load_spec
+from launcher.spec import load_stages
 
 from ..conftest import ROOT, Tuneyard
 
@@ -32,16 +32,16 @@ def names(cls: Any) -> set[str]:
 def test_every_key_is_in_the_contract(name: str) -> None:
     tree = YAML(typ="safe", pure=True).load((EXAMPLES / name).read_text(encoding="utf-8"))
     assert set(tree) <= names(Spec)
-    for section, cls in SECTIONS.items():
-        assert set(tree.get(section) or {}) <= names(cls), section
+    for part in (tree, *(tree.get("stages") or {}).values()):
+        for section, cls in SECTIONS.items():
+            assert set(part.get(section) or {}) <= names(cls), section
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_example_loads_as_it_stands(name: str) -> None:
-    spec = load_spec(EXAMPLES / name).spec
-    assert spec.stage == "sft"
-    assert Path(str(spec.data.train)).is_file()
-    assert Path(str(spec.data.eval)).is_file()
+    for loaded in load_stages(EXAMPLES / name).values():
+        assert Path(str(loaded.spec.data.train)).is_file()
+        assert Path(str(loaded.spec.data.eval)).is_file()
 
 
 @pytest.mark.parametrize("name", SPECS)
