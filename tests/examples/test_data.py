@@ -72,7 +72,8 @@ def test_a_pair_is_a_row_with_its_line_and_one_that_is_wrong_in_one_field() -> N
         for row, pair in zip(rows, pairs, strict=True):
             assert [*pair["prompt"], *pair["chosen"]] == row["messages"]
             chosen, rejected = (LINE.fullmatch(pair[side][0]["content"]) for side in ("chosen", "rejected"))
-            assert chosen and rejected
+            assert chosen is not None
+            assert rejected is not None
             assert sum(a != b for a, b in zip(chosen.groups(), rejected.groups(), strict=True)) == 1
 
 
