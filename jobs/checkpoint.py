@@ -8,6 +8,7 @@ from typing import Any
 
 from launcher.contract.checkpoints import rank_checkpoints
 from launcher.contract.files import read_json
+from launcher.contract.ledger import LedgerWriter
 from launcher.contract.manifest import MANIFEST, publish
 from launcher.contract.paths import RunPaths
 from launcher.contract.strategies import FIXED_WORLD
@@ -41,29 +42,45 @@ def save(trainer: Any, progress: Progress, write: Callable[[], Path]) -> None:
     # A rank that is done first would see the temporary names of another's files.
     trainer.accelerator.wait_for_everyone()
     # Each rank names the files that it sees, its own among them.
-    names = gather_object(sorted(_list_files(folder)))
+    names = gather_object(sorted(list_names(folder)))
     if context.is_main:
-        _await_files(folder, set(names))
-        target = context.paths.checkpoint(context.attempt, step)
-        metrics = progress.metrics_at(step)
-        publish(
-            folder,
-            target,
-            step=step,
-            attempt=context.attempt,
-            world_size=context.world_size,
-            strategy=context.plan.spec.parallel.strategy,
-            data_position=step * context.plan.batch.global_batch,
-            metrics=metrics,
-        )
-        train = context.plan.spec.train
-        removed = prune(context.paths, train.keep_last, train.keep_best)
-        if progress.ledger is not None:
-            seconds = round(time.perf_counter() - started, 3)
-            path = target.relative_to(context.paths.root).as_posix()
-            gone = [folder.relative_to(context.paths.root).as_posix() for folder in removed]
-            progress.ledger.event("checkpoint", step=step, path=path, seconds=seconds, removed=gone, **metrics)
+        publish_step(context, progress.ledger, folder, set(names), step, progress.metrics_at(step), started)
     trainer.accelerator.wait_for_everyone()
+
+
+def publish_step(
+    context: RankContext,
+    ledger: LedgerWriter | None,
+    folder: Path,
+    names: set[str],
+    step: int,
+    metrics: dict[str, float],
+    started: float,
+) -> None:
+    """Publish ``folder``, with the files ``names`` of all ranks in it, as the checkpoint of ``step``; prune the others.
+
+    ``started`` is the perf_counter when the ranks began to write.
+    """
+    _await_files(folder, names)
+    target = context.paths.checkpoint(context.attempt, step)
+    publish(
+        folder,
+        target,
+        step=step,
+        attempt=context.attempt,
+        world_size=context.world_size,
+        strategy=context.plan.spec.parallel.strategy,
+        data_position=step * context.plan.batch.global_batch,
+        metrics=metrics,
+    )
+    train = context.plan.spec.train
+    removed = prune(context.paths, train.keep_last, train.keep_best)
+    if ledger is not None:
+        seconds = round(time.perf_counter() - started, 3)
+        path = target.relative_to(context.paths.root).as_posix()
+        gone = [folder.relative_to(context.paths.root).as_posix() for folder in removed]
+        # A script's own metrics may be called seconds.
+        ledger.event("checkpoint", **{**metrics, "step": step, "path": path, "seconds": seconds, "removed": gone})
 
 
 def prune(paths: RunPaths, keep_last: int, keep_best: str | None) -> list[Path]:
@@ -102,7 +119,7 @@ def check_resumable(context: RankContext) -> None:
         )
 
 
-def _list_files(folder: Path) -> set[str]:
+def list_names(folder: Path) -> set[str]:
     """The files below ``folder``, as relative paths; a stale NFS folder may still show temporary ones (.name)."""
     paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     return {path.relative_to(folder).as_posix() for path in paths}
@@ -115,7 +132,7 @@ def _await_files(folder: Path, names: set[str]) -> None:
         TimeoutError: it does not; nothing is published.
     """
     deadline = time.monotonic() + VISIBLE_SECONDS
-    while missing := names - _list_files(folder):
+    while missing := names - list_names(folder):
         if time.monotonic() > deadline:
             raise TimeoutError(f"{folder}: files of other nodes do not show up here: {', '.join(sorted(missing))}")
         time.sleep(0.2)

@@ -100,6 +100,8 @@ def _find_parent(paths: RunPaths, reference: str) -> Parent:
 def _list_data(plan: Plan) -> Iterator[Path]:
     """The local files of rows; what comes from the hub is named by the spec."""
     data = plan.spec.data
+    if data is None:  # a script that reads rows of its own
+        return
     train = [data.train] if isinstance(data.train, str) else data.train
     for source in [*train, *([data.eval] if isinstance(data.eval, str) else [])]:
         path = Path(source)

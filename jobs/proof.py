@@ -167,10 +167,11 @@ def _find_problems(
 
 
 def _check_quantization(plan: Plan, counts: Counts) -> Iterator[str]:
-    is_asked = plan.spec.model.quantization != "none"
+    quantization = plan.spec.require_model().quantization
+    is_asked = quantization != "none"
     if is_asked != (counts.quantized_layers > 0):
         yield (
-            f"model.quantization={plan.spec.model.quantization} was asked for, and the model has "
+            f"model.quantization={quantization} was asked for, and the model has "
             f"{counts.quantized_layers} quantized layers"
         )
 

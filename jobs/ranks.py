@@ -71,6 +71,11 @@ def start_ranks(
     return LocalRanks(paths, plan, attempt, command, env)
 
 
+def _straggler_seconds(plan: Plan) -> int | None:
+    """None is no limit: one rank of a script may well evaluate or save for an hour after the others have left."""
+    return None if plan.spec.stage == "script" else STRAGGLER_SECONDS
+
+
 def _srun(paths: RunPaths, plan: Plan, attempt: Attempt, command: list[str]) -> list[str]:
     topology = plan.topology
     # A literal % in the run's path would be read as a pattern of srun's.
@@ -81,7 +86,7 @@ def _srun(paths: RunPaths, plan: Plan, attempt: Attempt, command: list[str]) -> 
         f"--ntasks={topology.world_size}",
         f"--ntasks-per-node={topology.ranks_per_node}",
         "--kill-on-bad-exit=1",
-        f"--wait={STRAGGLER_SECONDS}",
+        f"--wait={_straggler_seconds(plan) or 0}",  # 0 is no limit
         # sbatch's --export list is inherited through SLURM_EXPORT_ENV and would drop the rendered environment.
         "--export=ALL",
         f"--output={log}",
@@ -158,6 +163,7 @@ class LocalRanks:
         self._exits: list[RankExit] = []
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._stop_at: float | None = None
+        self._straggler_seconds = _straggler_seconds(plan)
         world_size = plan.topology.world_size
         for rank in range(world_size):
             numbers = {
@@ -187,7 +193,8 @@ class LocalRanks:
         if self._exits and self._stop_at is None:
             is_bad = any(end.code != 0 for end in self._exits)
             # The peers of a dead rank get a moment to write down what they saw.
-            self._stop_at = time.monotonic() + (2 if is_bad else STRAGGLER_SECONDS)
+            seconds = 2 if is_bad else self._straggler_seconds
+            self._stop_at = None if seconds is None else time.monotonic() + seconds
         if self._stop_at is not None and time.monotonic() > self._stop_at:
             self.stop()
         return None

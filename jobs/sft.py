@@ -47,6 +47,7 @@ def main(context: RankContext) -> None:
 def train(context: RankContext, ledger: LedgerWriter | None) -> None:
     """Data, model, trainer, training, final save: in this order, so that bad rows are found before weights load."""
     spec = context.plan.spec
+    base, rows = spec.require_model(), spec.require_data()
     context.beat(0, "import")
     check_resumable(context)
     if context.plan.cluster.accelerator == "cpu" and spec.parallel.strategy != "ddp":
@@ -69,10 +70,10 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
 
     # Rows to tokens.
     context.beat(0, "data")
-    tokenizer = load_tokenizer(spec.model, spec.data.chat_template)
-    check_config(load_config(spec.model), spec.model, tokenizer, spec.data.max_length)
-    data = prepare_data(spec.data, spec.train.loss_on, spec.train.seed, tokenizer)
-    sequences = pack(data.train, spec.data.max_length) if spec.train.packing else data.train
+    tokenizer = load_tokenizer(base, rows.chat_template)
+    check_config(load_config(base), base, tokenizer, rows.max_length)
+    data = prepare_data(rows, spec.train.loss_on, spec.train.seed, tokenizer)
+    sequences = pack(data.train, rows.max_length) if spec.train.packing else data.train
     max_steps = count_steps(context, len(sequences))
     order = RowOrder(len(sequences), spec.train.seed, max_steps * context.plan.batch.global_batch)
     progress = Progress(context, ledger, order, sequences.lengths, max_steps)
@@ -82,11 +83,11 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
     # Weights. The arguments come first: they join this rank to the others and choose its device.
     context.beat(0, "load")
     arguments = make_arguments(context, max_steps, has_eval=data.eval is not None)
-    model: Any = load_base(spec.model, is_sharded=spec.parallel.strategy in SHARDS_WEIGHTS)
-    trainable_dtype = compute_dtype = getattr(torch, spec.model.dtype)
-    if spec.model.adapter is not None:
-        model = add_adapter(model, spec.model, spec.train.seed)
-        trainable_dtype = getattr(torch, spec.model.adapter.dtype)
+    model: Any = load_base(base, is_sharded=spec.parallel.strategy in SHARDS_WEIGHTS)
+    trainable_dtype = compute_dtype = getattr(torch, base.dtype)
+    if base.adapter is not None:
+        model = add_adapter(model, base, spec.train.seed)
+        trainable_dtype = getattr(torch, base.adapter.dtype)
 
     class Trainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
         """TRL's trainer with what every stage adds."""

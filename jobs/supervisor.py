@@ -23,6 +23,7 @@ from jobs.errors import JobError
 from jobs.exporter import Exporter
 from jobs.lineage import await_parent, record_lineage
 from jobs.ranks import Ranks, start_ranks
+from jobs.script import complete
 from launcher.contract.attempt import EXIT_FAILED, EXIT_OK, Attempt, Ending, read_attempts
 from launcher.contract.checkpoints import newest_checkpoint
 from launcher.contract.environment import read_environment
@@ -125,12 +126,14 @@ def _watch(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks, signals:
         return _ending_by_signal(paths)
     while ranks.poll() is None:  # the record is there: let the ranks leave
         time.sleep(POLL_SECONDS)
-    return _judge(paths, attempt, ranks)
+    return _judge(paths, plan, attempt, ranks)
 
 
-def _judge(paths: RunPaths, attempt: Attempt, ranks: Ranks) -> Ending:
+def _judge(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks) -> Ending:
     """Completed means all ranks ended with 0 *and* the completion record is there; a rank that leaves early with 0
-    is a failure."""
+    is a failure. Of a script nothing but the exit codes says that it is done."""
+    if ranks.poll() == 0 and plan.spec.stage == "script":
+        complete(plan, paths, attempt.number)
     if ranks.poll() == 0 and paths.completion.exists():
         return Ending(t=time.time(), state="completed", exit_code=EXIT_OK, reason="all ranks finished")
     first = explain(paths, attempt, ranks.exits())

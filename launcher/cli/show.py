@@ -1,9 +1,12 @@
 """Puts plans and states into plain text: the answer first, numbers with units and their arithmetic."""
 
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
+from launcher.contract.spec import Spec, Train
 
 if TYPE_CHECKING:
     from launcher.observe import PipelineStatus, Status
@@ -13,12 +16,10 @@ def show_plan(plan: Plan, paths: RunPaths) -> str:
     """The plan as lines of text."""
     spec, topology, batch = plan.spec, plan.topology, plan.batch
     unit = "GPUs" if plan.cluster.accelerator == "cuda" else "CPU ranks"
-    steps = f"{spec.train.max_steps} steps" if spec.train.max_steps else f"{spec.train.epochs:g} epochs"
-    adapter = spec.model.adapter
-    trained = "all weights" if adapter is None else f"{adapter.kind} r={adapter.r} on {adapter.target_modules}"
+    tokens = f", at most {spec.data.max_length} tokens each" if spec.data and not spec.script else ""
     rows = [
         ("run", plan.run_id if plan.after is None else f"{plan.run_id}, when {plan.after} is complete"),
-        ("stage", f"{spec.stage}: {spec.model.base}, {spec.model.quantization} base, {trained}"),
+        ("stage", f"{spec.stage}: {_show_work(spec)}"),
         ("cluster", f"{plan.cluster.name} ({plan.cluster.scheduler})"),
         (
             "ranks",
@@ -28,9 +29,9 @@ def show_plan(plan: Plan, paths: RunPaths) -> str:
         (
             "batch",
             f"{batch.micro} micro x {batch.accumulation} accumulation x {topology.world_size} ranks = "
-            f"{batch.global_batch} sequences per step, at most {spec.data.max_length} tokens each",
+            f"{batch.global_batch} sequences per step{tokens}",
         ),
-        ("length", steps),
+        ("length", _show_length(spec.train)),
         (
             "time",
             f"at most {topology.time_minutes} min x {topology.world_size} = {plan.gpu_hours:g} "
@@ -41,6 +42,22 @@ def show_plan(plan: Plan, paths: RunPaths) -> str:
     lines = [f"{name:<8} {value}" for name, value in rows]
     lines += [f"warning: {note.key}: {note.message}\n  hint: {note.remedy}" for note in plan.warnings]
     return "\n".join(lines)
+
+
+def _show_work(spec: Spec) -> str:
+    if spec.script is not None:
+        return " ".join([Path(spec.script.path).name, *map(shlex.quote, spec.script.args)])
+    if spec.model is None:
+        return ""
+    adapter = spec.model.adapter
+    trained = "all weights" if adapter is None else f"{adapter.kind} r={adapter.r} on {adapter.target_modules}"
+    return f"{spec.model.base}, {spec.model.quantization} base, {trained}"
+
+
+def _show_length(train: Train) -> str:
+    if train.max_steps is not None:
+        return f"{train.max_steps} steps"
+    return f"{train.epochs:g} epochs" if train.epochs is not None else "as the script says"
 
 
 def show_status(status: "Status | PipelineStatus") -> str:

@@ -31,7 +31,8 @@ def list_artifacts(paths: RunPaths, plan: Plan) -> list[ArtifactFiles]:
     only of an adapter: a full model's weights are not uploaded."""
     head = keep_id(ExportPaths(paths.wandb), plan.run_id)
     found = []
-    if paths.completion.exists() and plan.spec.model.adapter is not None:
+    model = plan.spec.model
+    if paths.completion.exists() and model is not None and model.adapter is not None:
         final = {path.relative_to(paths.final).as_posix(): path for path in paths.final.rglob("*") if path.is_file()}
         found.append(_fingerprint(f"{head}-final", "model", final, is_stable=True))
     manifests = {

@@ -141,11 +141,13 @@ def _find_warnings(found: Findings, metrics: Sequence[Row], skipped: int) -> lis
         bad = [row["step"] for row in metrics if key in row and not _is_finite(row[key])]
         if bad:
             warnings.append(f"{key} is not finite at {len(bad)} steps, the first is {bad[0]}")
-    if not metrics:
+    is_script = found.plan.spec.stage == "script"  # which need not log or save anything
+    if not metrics and not is_script:
         warnings.append("the ledger holds no metric: no step was finished")
     if skipped:
         warnings.append(f"{skipped} rows of the data were skipped; the ledger's skipped_rows events list them")
-    if found.completed and not found.checkpoints and found.plan.spec.train.save_every_steps is not None:
+    saves = not is_script and found.plan.spec.train.save_every_steps is not None
+    if found.completed and not found.checkpoints and saves:
         warnings.append("no checkpoint was kept")
     return warnings
 

@@ -55,6 +55,11 @@ class RunPaths:
         return self.root / "code"
 
     @property
+    def script_sources(self) -> Path:
+        """Of a script stage: the copy of the user's folder, in which the ranks work."""
+        return self.code / "script"
+
+    @property
     def git(self) -> Path:
         return self.root / "git.json"
 

@@ -79,6 +79,19 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Script:
+    """A training script of the user's own; see docs/own-script.md."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    path: str = field(metadata={"description": "Python file; every rank runs it.", "min_length": 1})
+    args: list[str] = _key([], "Its arguments, as they are written; numbers need no quotes.")
+    sources: str | None = _key(
+        None, "Folder that is copied at submit and worked in, with the script in it; null is the script's own."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """Batch, optimizer, schedule, and when to save."""
 
@@ -154,8 +167,10 @@ class Spec:
     name: str = field(metadata={"description": "Name of the run.", "pattern": NAME_PATTERN})
     stage: Stage = field(metadata={"description": "What the run does."})
     cluster: str | None = _key(None, "Cluster profile; --cluster and TUNEYARD_CLUSTER come first.")
-    model: Model
-    data: Data
+    model: Model | None = _key(
+        None, "The base model, how it is stored, and what is trained on it; required but for stage: script."
+    )
+    data: Data | None = _key(None, "Where the rows come from and how they become text; required but for stage: script.")
     train: Train = _key(Train(), "Batch, optimizer, schedule, and when to save.")
     parallel: Parallel = _key(Parallel(), "How the ranks share the model.")
     resources: Resources = _key(Resources(), "What is asked of the cluster.")
@@ -163,5 +178,26 @@ class Spec:
     reward: dict[str, Any] = _key({}, "Settings of the reward stage.")
     dpo: dict[str, Any] = _key({}, "Settings of the dpo stage.")
     ppo: dict[str, Any] = _key({}, "Settings of the ppo stage.")
+    script: Script | None = _key(None, "The script of the script stage.")
     stages: dict[str, Any] = _key({}, "A pipeline: stage name -> the sections it changes.")
     sweep: dict[str, Any] = _key({}, "A sweep: grid or zip of keys -> values.")
+
+    def require_model(self) -> Model:
+        """The model section, which every stage but script has.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.model is None:
+            raise ValueError(f"stage {self.stage}: the spec has no model section")
+        return self.model
+
+    def require_data(self) -> Data:
+        """The data section, which every stage but script has.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.data is None:
+            raise ValueError(f"stage {self.stage}: the spec has no data section")
+        return self.data

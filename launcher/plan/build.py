@@ -1,17 +1,21 @@
 """Builds the plan: topology, batch, upper bound of GPU-hours, warnings; reports all that does not fit."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from launcher.contract.cluster import Cluster
 from launcher.contract.plan import Note, Plan, Topology
-from launcher.contract.spec import Spec
+from launcher.contract.spec import Spec, Train
 from launcher.errors import Problem, SpecError
 from launcher.spec import LoadedSpec
 from launcher.spec.durations import parse_minutes
 
 from .batch import BatchError, derive_batch
 from .combine import find_complaints
+
+SCRIPT_KEYS = ("micro_batch", "global_batch", "max_grad_norm", "max_steps", "keep_last", "keep_best")
+"""What of ``train`` reaches a script: by its environment, by ds.json, or when a checkpoint is published."""
 
 
 def make_plan(
@@ -127,7 +131,7 @@ def _warnings(spec: Spec, cluster: Cluster, topology: Topology) -> list[Note]:
                 remedy="set resources.cpus_per_gpu, or cpus_per_node in the cluster profile",
             )
         )
-    if not cluster.internet and not spec.model.base.startswith(("/", "builtin:", "${")):
+    if spec.model and not cluster.internet and not spec.model.base.startswith(("/", "builtin:", "${")):
         notes.append(
             Note(
                 key="model.base",
@@ -136,7 +140,9 @@ def _warnings(spec: Spec, cluster: Cluster, topology: Topology) -> list[Note]:
                 "where the cache is not the default one",
             )
         )
-    if spec.train.save_every_steps is None:
+    if spec.stage == "script":
+        notes += _script_notes(spec)
+    elif spec.train.save_every_steps is None:
         notes.append(
             Note(
                 key="train.save_every_steps",
@@ -145,3 +151,18 @@ def _warnings(spec: Spec, cluster: Cluster, topology: Topology) -> list[Note]:
             )
         )
     return notes
+
+
+def _script_notes(spec: Spec) -> list[Note]:
+    """Keys of ``train`` that were set and that nothing hands to a script."""
+    unset = Train()
+    names = [field.name for field in dataclasses.fields(Train) if field.name not in SCRIPT_KEYS]
+    return [
+        Note(
+            key=f"train.{name}",
+            message="has no effect on a script",
+            remedy="hand it over in script.args",
+        )
+        for name in names
+        if getattr(spec.train, name) != getattr(unset, name)
+    ]

@@ -20,7 +20,7 @@ def find_complaints(spec: Spec, cluster: Cluster, ds_base: Mapping[str, Any] | N
 
 
 def _check_int8(spec: Spec, cluster: Cluster) -> Iterator[Complaint]:
-    if spec.model.quantization == "int8" and spec.parallel.strategy in SHARDS_WEIGHTS:
+    if spec.model and spec.model.quantization == "int8" and spec.parallel.strategy in SHARDS_WEIGHTS:
         # Under ZeRO-3 the loss is wrong; for FSDP2 accelerate 1.15 provides for bitsandbytes' 4-bit weights alone
         # (utils/fsdp_utils.py, fsdp2_prepare_model).
         yield (
@@ -31,7 +31,7 @@ def _check_int8(spec: Spec, cluster: Cluster) -> Iterator[Complaint]:
 
 
 def _check_nf4(spec: Spec, cluster: Cluster) -> Iterator[Complaint]:
-    if spec.model.quantization != "nf4" or spec.parallel.strategy not in SHARDS_WEIGHTS:
+    if spec.model is None or spec.model.quantization != "nf4" or spec.parallel.strategy not in SHARDS_WEIGHTS:
         return
     if spec.model.dtype != "bfloat16":
         # Packed weights travel as numbers of the model's dtype: accelerate 1.15 leaves integer storage whole on every
@@ -44,7 +44,7 @@ def _check_nf4(spec: Spec, cluster: Cluster) -> Iterator[Complaint]:
 
 
 def _check_float16(spec: Spec, cluster: Cluster) -> Iterator[Complaint]:
-    if cluster.accelerator != "cpu":
+    if spec.model is None or cluster.accelerator != "cpu":
         return
     dtypes = {"model.dtype": spec.model.dtype}
     if spec.model.adapter is not None:

@@ -24,7 +24,9 @@ def rank_environment(plan: Plan, paths: RunPaths) -> dict[str, str]:
         "PYTHONWARNINGS": "ignore::FutureWarning",  # the libraries' talk among themselves
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    if plan.cluster.accelerator == "cpu":
+    if plan.spec.stage == "script":
+        env |= script_environment(plan, paths)
+    elif plan.cluster.accelerator == "cpu":
         # bitsandbytes loads inductor through torch.compile; without it a rank starts a second earlier.
         env["TORCHDYNAMO_DISABLE"] = "1"
     if not plan.cluster.internet:
@@ -35,6 +37,18 @@ def rank_environment(plan: Plan, paths: RunPaths) -> dict[str, str]:
     if plan.cluster.scratch:
         env["TMPDIR"] = plan.cluster.scratch
     return env | plan.cluster.env
+
+
+def script_environment(plan: Plan, paths: RunPaths) -> dict[str, str]:
+    """What a script of the user's own is told of its plan (docs/own-script.md); an empty value is none."""
+    return {
+        "LOCAL_WORLD_SIZE": str(plan.topology.ranks_per_node),
+        "TUNEYARD_RUN_DIR": str(paths.root),
+        "TUNEYARD_MICRO_BATCH": str(plan.batch.micro),
+        "TUNEYARD_ACCUMULATION": str(plan.batch.accumulation),
+        "TUNEYARD_GLOBAL_BATCH": str(plan.batch.global_batch),
+        "TUNEYARD_MAX_STEPS": str(plan.spec.train.max_steps or ""),
+    }
 
 
 def strategy_environment(plan: Plan, paths: RunPaths) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator
+from pathlib import PurePath
 
 from launcher.contract.spec import Spec
 from launcher.contract.strategies import LEGAL_OFFLOAD
@@ -9,6 +10,7 @@ from launcher.contract.strategies import LEGAL_OFFLOAD
 from .durations import parse_minutes
 from .not_yet import find_not_yet
 from .paths import BUILTIN_MODELS, is_hub_id
+from .schema import list_keys
 
 Complaint = tuple[str, str, str]
 """Dotted key, message, hint."""
@@ -37,9 +39,29 @@ def _check_name(spec: Spec) -> Iterator[Complaint]:
         yield "name", f"{spec.name} is how commands call the newest runs", "choose another name"
 
 
+def _check_sections(spec: Spec) -> Iterator[Complaint]:
+    """A script says itself what it trains on; the other stages need a model and data."""
+    if spec.stage == "script":
+        if spec.script is None:
+            yield "script.path", "is missing", list_keys(Spec)["script.path"].help
+        return
+    for name, section in (("model.base", spec.model), ("data.train", spec.data)):
+        if section is None:
+            yield name, "is missing", list_keys(Spec)[name].help
+    if spec.script is not None:
+        yield "script", f"stands beside stage: {spec.stage}, which runs no script", "remove it, or write stage: script"
+
+
+def _check_sources(spec: Spec) -> Iterator[Complaint]:
+    script = spec.script
+    if script and script.sources is not None and not PurePath(script.path).is_relative_to(script.sources):
+        message = f"{script.path} does not lie in script.sources, {script.sources}"
+        yield "script.path", message, "what a run needs of a script is copied with it: name a folder around it"
+
+
 def _check_length(spec: Spec) -> Iterator[Complaint]:
     steps, epochs = spec.train.max_steps, spec.train.epochs
-    if steps is None and epochs is None:
+    if steps is None and epochs is None and spec.stage != "script":
         yield (
             "train.max_steps",
             "neither max_steps nor epochs says when to stop",
@@ -59,20 +81,20 @@ def _check_warmup(spec: Spec) -> Iterator[Complaint]:
 
 
 def _check_full_training(spec: Spec) -> Iterator[Complaint]:
-    if spec.model.adapter is None and spec.model.quantization != "none":
+    if spec.model and spec.model.adapter is None and spec.model.quantization != "none":
         message = f"weights stored as {spec.model.quantization} cannot be trained themselves"
         yield "model.adapter", message, "for full fine-tuning add model.quantization: none; else keep an adapter"
 
 
 def _check_revision(spec: Spec) -> Iterator[Complaint]:
-    if spec.model.revision is not None and not is_hub_id(spec.model.base):
+    if spec.model and spec.model.revision is not None and not is_hub_id(spec.model.base):
         yield "model.revision", "only a model from the hub has revisions, and model.base is not one", "remove it"
 
 
 def _check_remote_code(spec: Spec) -> Iterator[Complaint]:
-    base, revision = spec.model.base, spec.model.revision or ""
-    if not spec.model.trust_remote_code:
+    if spec.model is None or not spec.model.trust_remote_code:
         return
+    base, revision = spec.model.base, spec.model.revision or ""
     if base in BUILTIN_MODELS:
         yield "model.trust_remote_code", f"{base} comes without code", "remove it"
     elif is_hub_id(base) and not _COMMIT.fullmatch(revision):
@@ -84,6 +106,8 @@ def _check_remote_code(spec: Spec) -> Iterator[Complaint]:
 
 
 def _check_data(spec: Spec) -> Iterator[Complaint]:
+    if spec.data is None:
+        return
     if spec.data.train in ("", []) or (isinstance(spec.data.train, list) and "" in spec.data.train):
         yield "data.train", "must not be empty", "name a file, a list of files, a folder or a hub id"
     if isinstance(spec.data.eval, int | float) and not 0 < spec.data.eval < 1:
@@ -94,7 +118,7 @@ def _check_data(spec: Spec) -> Iterator[Complaint]:
 
 
 def _check_loss(spec: Spec) -> Iterator[Complaint]:
-    if spec.data.format == "text" and spec.train.loss_on != "all":
+    if spec.data and spec.data.format == "text" and spec.train.loss_on != "all":
         message = f"rows of plain text have no {spec.train.loss_on} part"
         yield "train.loss_on", message, "add train.loss_on: all"
 
@@ -116,6 +140,8 @@ def _check_time(spec: Spec) -> Iterator[Complaint]:
 
 _CHECKS: tuple[Callable[[Spec], Iterator[Complaint]], ...] = (
     _check_name,
+    _check_sections,
+    _check_sources,
     _check_length,
     _check_warmup,
     _check_full_training,
@@ -129,6 +155,7 @@ _CHECKS: tuple[Callable[[Spec], Iterator[Complaint]], ...] = (
 )
 # Where a check looks at more than the key that it complains about.
 _LOOKS_AT: dict[Callable[[Spec], Iterator[Complaint]], tuple[str, ...]] = {
+    _check_sources: ("script.path", "script.sources"),
     _check_length: ("train.max_steps", "train.epochs"),
     _check_warmup: ("train.warmup_steps", "train.warmup_ratio", "train.max_steps"),
     _check_full_training: ("model.adapter", "model.quantization"),

@@ -1,7 +1,7 @@
 """Loads a spec: text, overrides and environment in, one frozen value or every problem out."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,17 @@ class LoadedSpec:
         return make_problem(self._root, key, message, hint)
 
 
-def load_spec(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> LoadedSpec:
+def load_spec(
+    path: Path,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    copied: Collection[str] = (),
+) -> LoadedSpec:
     """The spec of one run in ``path`` with ``overrides`` (``a.b=value``) laid over it.
 
     ``environ`` is by default this process's. A reference to another stage of its pipeline is left as it is.
+
+    The files of keys in ``copied`` are not looked for: the run has a copy, and they may have gone.
 
     Raises:
         SpecError: with everything that is wrong.
@@ -44,7 +51,7 @@ def load_spec(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, s
     source = read_text(path)
     root, problems = parse_text(source, str(path))
     problems += apply_overrides(root, overrides, Spec)
-    loaded, found = _load(root, source, path, environ, problems)
+    loaded, found = _load(root, source, path, environ, problems, copied)
     if found or loaded is None:
         raise SpecError(sort_problems(found, overrides))
     return loaded
@@ -79,12 +86,18 @@ def load_stages(
 
 
 def _load(
-    root: Node, source: str, path: Path, environ: Mapping[str, str] | None, problems: list[Problem]
+    root: Node,
+    source: str,
+    path: Path,
+    environ: Mapping[str, str] | None,
+    problems: list[Problem],
+    copied: Collection[str] = (),
 ) -> tuple[LoadedSpec | None, list[Problem]]:
     """The spec that ``root`` describes, with ``problems`` and those that are found."""
     problems = list(problems)
     problems += substitute(root, Spec, os.environ if environ is None else environ)
-    problems += resolve_paths(root, Path(os.path.abspath(path)).parent, Path.cwd())
+    problems += resolve_paths(root, Path(os.path.abspath(path)).parent, Path.cwd(), copied)
+    _keep_arguments(root)
     spec, found, bad = validate(Spec, root, problems)
     problems += found
     if spec:
@@ -103,6 +116,14 @@ def make_problem(root: Node, key: str, message: str, hint: str | None = None) ->
     node, is_there = find_node(root, tuple(key.split(".")))
     place = node.place if is_there and not isinstance(node.value, dict) else node.key_place
     return place.problem(key, message, hint)
+
+
+def _keep_arguments(root: Node) -> None:
+    """A script's arguments are text as it was written, as a shell would hand them over: 1e-4 stays 1e-4."""
+    node, is_there = find_node(root, ("script", "args"))
+    for item in node.value if is_there and isinstance(node.value, list) else []:
+        if isinstance(item.value, bool | int | float):
+            item.value = item.text
 
 
 def sort_problems(problems: Sequence[Problem], overrides: Sequence[str] = ()) -> list[Problem]:

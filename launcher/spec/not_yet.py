@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 from launcher.contract.spec import Spec
@@ -23,8 +22,8 @@ class NotYet:
 ROWS = (
     NotYet(
         key="stage",
-        values=("reward", "dpo", "ppo", "script", "prepare", "pretrain", "evaluate", "export"),
-        works="stage: sft",
+        values=("reward", "dpo", "ppo", "prepare", "pretrain", "evaluate", "export"),
+        works="stage: sft or script",
     ),
     NotYet(
         key="data.format",
@@ -41,7 +40,9 @@ ROWS = (
 def find_not_yet(spec: Spec) -> Iterator[tuple[str, str, str]]:
     """Key, message and hint of everything in ``spec`` that a later version will do."""
     for row in ROWS:
-        value = attrgetter(row.key)(spec)
+        value: Any = spec
+        for name in row.key.split("."):
+            value = getattr(value, name, None)  # of a section that is not there, nothing is refused
         if row.refuses(value):
             what = f"{value} is" if isinstance(value, str) and row.values else "is"
             yield row.key, f"{what} not yet in this version", f"what works today: {row.works}"

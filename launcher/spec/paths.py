@@ -4,7 +4,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from launcher.contract.pipeline import REFERENCE
@@ -19,13 +19,16 @@ BUILTIN_MODELS = ("builtin:tiny",)
 _LOOKS_LOCAL = re.compile(r"/|~|\.{1,2}(/|$)")
 
 
-def resolve_paths(root: Node, folder: Path, cwd: Path) -> list[Problem]:
+def resolve_paths(root: Node, folder: Path, cwd: Path, copied: Collection[str] = ()) -> list[Problem]:
     """Make every path below ``root`` absolute, in place; returns what does not exist.
 
-    A path in the file is relative to ``folder``, the spec's own; one in an override to ``cwd``.
+    A path in the file is relative to ``folder``, the spec's own; one in an override to ``cwd``. Keys in ``copied`` are
+    absolute already and are left as they are.
     """
     problems: list[Problem] = []
     for key, resolve in _RESOLVERS.items():
+        if key in copied:
+            continue
         for name, node in _texts(root, key):
             base = cwd if node.place.line is None else folder
             try:
@@ -105,12 +108,30 @@ def _resolve_ds_config(value: str, folder: Path) -> str:
     return path
 
 
+def _resolve_script(value: str, folder: Path) -> str:
+    path = _absolute(value, folder)
+    if not os.path.isfile(path):
+        raise _no_such(path, "a Python file")
+    if not path.endswith(".py"):
+        raise _Unusable(f"{_show(path)} is no .py file", "name the Python file that every rank runs")
+    return path
+
+
+def _resolve_sources(value: str, folder: Path) -> str:
+    path = _absolute(value, folder)
+    if not os.path.isdir(path):
+        raise _no_such(path, "the folder that is copied with the script")
+    return path
+
+
 _RESOLVERS = {
     "model.base": _resolve_base,
     "data.train": _resolve_data,
     "data.eval": _resolve_data,
     "data.chat_template": _resolve_template,
     "parallel.ds_config": _resolve_ds_config,
+    "script.path": _resolve_script,
+    "script.sources": _resolve_sources,
 }
 
 

@@ -26,6 +26,7 @@ from launcher.spec.deepspeed import read_base
 from .choose import choose_cluster
 from .script import local_script
 from .slurm import job_script
+from .sources import find_sources
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ def prepare(spec_path: Path, overrides: Sequence[str], *, cluster: str | None, r
     # A newline would be a line of its own in the job script; submitit expands %j and its like in its folder's name.
     if not str(runs).isprintable() or re.search("%[A-Za-z]", str(runs)):
         raise UserError(f"--runs: {str(runs)!r} has characters that cannot stand in a job script; nothing was written")
+    for loaded in stages.values():
+        if loaded.spec.script is not None:
+            find_sources(loaded.spec.script, runs)  # refused now, not when it is submitted
     bases = {stage: read_base(loaded.spec) for stage, loaded in stages.items()}
     asked = {stage: (loaded.spec, bases[stage]) for stage, loaded in stages.items()}
     digest = digest_request(asked, profile, launcher.__version__)

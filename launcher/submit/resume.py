@@ -26,6 +26,8 @@ from .submit import submit
 
 FREE_SECTIONS = ("resources", "tracking", "cluster")
 """What may differ when a run goes on; of ``train`` the keys below."""
+FREE_SCRIPT_KEYS = ("args",)
+"""What an argument means is between the user and the script; the file is the copy that the run began with."""
 FREE_TRAIN_KEYS = (
     "micro_batch",
     "max_steps",
@@ -50,7 +52,7 @@ def plan_resume(paths: RunPaths, overrides: Sequence[str], *, cluster: str | Non
     if not paths.root.as_posix().endswith(f"/{before.run_id}"):
         raise UserError(f"{paths.root}: this folder was renamed; give it back its name, {before.run_id}, to resume it")
     # The effective spec as JSON is YAML too, with every path absolute and every override in it.
-    loaded = load_spec(paths.spec, overrides)
+    loaded = load_spec(paths.spec, overrides, copied=("script.path", "script.sources"))
     _refuse_another_run(loaded, before.spec)
     profile = before.cluster if cluster is None else resolve_cluster(choose_cluster(cluster, None))
     plan = make_plan(
@@ -66,10 +68,13 @@ def plan_resume(paths: RunPaths, overrides: Sequence[str], *, cluster: str | Non
     if paths.completion.exists():
         done = max((row["step"] for row in merge_metrics(read_run(paths))), default=0)
         length = (plan.spec.train.max_steps, plan.spec.train.epochs)
-        if length == (before.spec.train.max_steps, before.spec.train.epochs) or (length[0] or done + 1) <= done:
+        is_no_longer = length == (before.spec.train.max_steps, before.spec.train.epochs)
+        is_no_longer = is_no_longer or (length[0] or done + 1) <= done
+        if is_no_longer and plan.spec.script == before.spec.script:
+            change = f"train.max_steps={2 * done}" if plan.spec.script is None else "script.args='[...]'"
             raise UserError(
                 f"{before.run_id} is complete at step {done}; nothing was submitted\n"
-                f"hint: tuneyard resume {before.run_id} train.max_steps={2 * done} goes on from there"
+                f"hint: tuneyard resume {before.run_id} {change} goes on from there"
             )
     return plan
 
@@ -104,6 +109,7 @@ def _refuse_another_run(loaded: LoadedSpec, before: Spec) -> None:
                 for name in names
                 if getattr(old, name) != getattr(new, name)
                 and not (section.name == "train" and name in FREE_TRAIN_KEYS)
+                and not (section.name == "script" and name in FREE_SCRIPT_KEYS)
             ]
         for key in keys:
             reason = "it would be another run"

@@ -19,6 +19,7 @@ from .cancel import cancel_run
 from .prepare import Prepared
 from .slurm import job_script, submit_job
 from .snapshot import take_snapshot
+from .sources import copy_sources
 
 
 def submit_stages(stages: Sequence[Prepared], repository: Path | None) -> list[Submission]:
@@ -63,6 +64,9 @@ def submit(plan: Plan, paths: RunPaths, repository: Path | None, after: str | No
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         take_snapshot(paths, repository)
+        # A run that goes on keeps the script that it began with.
+        if plan.spec.script is not None and repository is not None:
+            copy_sources(plan.spec.script, Path(plan.runs), paths.script_sources)
         make_folder(paths.root / "logs")
         _hand_secrets_over(plan, paths)
         values = to_value(submission)
@@ -99,7 +103,9 @@ def _hand_secrets_over(plan: Plan, paths: RunPaths) -> None:
     needed = []
     if plan.spec.tracking.wandb == "online":
         needed.append("WANDB_API_KEY")
-    if not plan.spec.model.base.startswith(("/", "builtin:")) and plan.cluster.internet:
+    model = plan.spec.model
+    may_ask_hub = plan.spec.stage == "script" or (model and not model.base.startswith(("/", "builtin:")))
+    if may_ask_hub and plan.cluster.internet:
         needed.append("HF_TOKEN")
     found = {name: os.environ[name] for name in needed if os.environ.get(name)}
     if found:

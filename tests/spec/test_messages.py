@@ -159,7 +159,7 @@ def test_an_unknown_key_hints_at_the_one_that_was_meant(problems, line, hint):
         ("train.packing", "1", "expected true or false; got 1"),
         ("train.max_steps", "[1]", "expected a whole number or null; got a list"),
         ("train", "null", "expected a section; got null"),
-        ("model", "3", "expected a section; got 3"),
+        ("model", "3", "expected a section or null; got 3"),
         ("model.base", '""', "must not be empty"),
         ("tracking.tags", "a", 'expected a list of texts; got text "a"'),
         ("tracking.tags", "[a, 1]", "tracking.tags.1: expected text; got 1"),

@@ -77,7 +77,7 @@ def find_conflicts(spec: Spec, config: Mapping[str, Any]) -> Iterator[tuple[str,
         elif value == AUTO:
             if key not in {*OWNERS, *FILLED_LATER, *FILLED_HERE, *decided}:
                 yield f'{key} is "auto", and nothing fills it in', "write a value, or remove it"
-        elif key in OWNERS:
+        elif key in OWNERS and (spec.stage != "script" or OWNERS[key] != "model.dtype"):
             yield _complain(key, value, OWNERS[key])
         elif key in decided and value != decided[key][1]:
             yield _complain(key, value, decided[key][0])
