@@ -36,7 +36,8 @@ data: {{train: data/triage.jsonl, format: messages}}
 train: {{max_steps: 20}}
 ```
 
-* **Required** are the keys whose default says so, and one of `train.max_steps` and `train.epochs`.
+* **Required** are the keys whose default says so. Every stage but `script` also needs the sections `model` and `data`,
+  and one of `train.max_steps` and `train.epochs`; [own-script.md](own-script.md) is about the stage `script`.
 * An unknown key is an error, not ignored. All problems of a file are reported at once, each as
   `file:line:col: key: what`, with a hint; the exit code is 2 and nothing is submitted.
 * **Overrides** follow the file on the command line: `train.max_steps=100 resources.nodes=4`. They are typed by this
@@ -105,7 +106,7 @@ def _default(field: "dataclasses.Field[Any]", *, has_section: bool) -> str:
         return f"`{field.default_factory()}`"
     if field.default is dataclasses.MISSING:
         return "required"
-    if has_section:
+    if has_section and field.default is not None:
         return "the section's defaults"
     words = {True: "true", False: "false", None: "null"}
     is_word = field.default is None or isinstance(field.default, bool)

@@ -62,7 +62,10 @@ def main() -> None:
         callbacks=[RunCallback()],
     )
     trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from is not None else None)
-    trainer.save_model(str(run.final))
+    # Not trainer.save_model, which under fsdp writes nothing: the state is kept in shards (transformers 5.23).
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.is_world_process_zero():
+        trainer.model.save_pretrained(run.final, state_dict=weights)
 
 
 def read_rows(path: str) -> list[dict[str, list[int]]]:

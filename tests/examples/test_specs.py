@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from launcher.contract.spec import Data, Model, Parallel, Resources, Spec, Tracking, Train
+from launcher.contract.spec import Data, Model, Parallel, Resources, Script, Spec, Tracking, Train
 from launcher.spec import load_stages
 
 from ..conftest import ROOT, Tuneyard
@@ -21,6 +21,7 @@ SECTIONS = {
     "parallel": Parallel,
     "resources": Resources,
     "tracking": Tracking,
+    "script": Script,
 }
 
 
@@ -40,12 +41,17 @@ def test_every_key_is_in_the_contract(name: str) -> None:
 @pytest.mark.parametrize("name", SPECS)
 def test_example_loads_as_it_stands(name: str) -> None:
     for loaded in load_stages(EXAMPLES / name).values():
-        assert Path(str(loaded.spec.data.train)).is_file()
-        assert Path(str(loaded.spec.data.eval)).is_file()
+        spec = loaded.spec
+        if spec.script is not None:
+            assert Path(spec.script.path).is_file()
+        else:
+            assert Path(str(spec.require_data().train)).is_file()
+            assert Path(str(spec.require_data().eval)).is_file()
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_example_plans_without_a_warning(name: str, tuneyard: Tuneyard) -> None:
-    done = tuneyard("plan", str(EXAMPLES / name), "--cluster", "local", "model.base=builtin:tiny")
+    model = [] if "stage: script" in (EXAMPLES / name).read_text() else ["model.base=builtin:tiny"]
+    done = tuneyard("plan", str(EXAMPLES / name), "--cluster", "local", *model)
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stdout + done.stderr
