@@ -14,13 +14,14 @@ Complaint = tuple[str, str, str]
 
 def find_complaints(spec: Spec, cluster: Cluster, ds_base: Mapping[str, Any] | None) -> Iterator[Complaint]:
     """What does not go together; ``ds_base`` is the DeepSpeed config that the plan is merged over, if any."""
-    for check in _CHECKS:
-        yield from check(spec, cluster)
+    if spec.stage != "script":  # which makes a model of its own
+        for check in _CHECKS:
+            yield from check(spec, cluster)
     yield from _check_ds_config(spec, ds_base)
 
 
 def _check_int8(spec: Spec, cluster: Cluster) -> Iterator[Complaint]:
-    if spec.model and spec.model.quantization == "int8" and spec.parallel.strategy in SHARDS_WEIGHTS:
+    if spec.require_model().quantization == "int8" and spec.parallel.strategy in SHARDS_WEIGHTS:
         # Under ZeRO-3 the loss is wrong; for FSDP2 accelerate 1.15 provides for bitsandbytes' 4-bit weights alone
         # (utils/fsdp_utils.py, fsdp2_prepare_model).
         yield (
@@ -31,24 +32,26 @@ def _check_int8(spec: Spec, cluster: Cluster) -> Iterator[Complaint]:
 
 
 def _check_nf4(spec: Spec, cluster: Cluster) -> Iterator[Complaint]:
-    if spec.model is None or spec.model.quantization != "nf4" or spec.parallel.strategy not in SHARDS_WEIGHTS:
+    model = spec.require_model()
+    if model.quantization != "nf4" or spec.parallel.strategy not in SHARDS_WEIGHTS:
         return
-    if spec.model.dtype != "bfloat16":
+    if model.dtype != "bfloat16":
         # Packed weights travel as numbers of the model's dtype: accelerate 1.15 leaves integer storage whole on every
         # rank, and any cast between float dtypes would change the packed bits.
         yield (
             "model.dtype",
-            f"nf4 weights are sharded in bfloat16 storage, not with model.dtype={spec.model.dtype}",
+            f"nf4 weights are sharded in bfloat16 storage, not with model.dtype={model.dtype}",
             "set model.dtype=bfloat16, or model.quantization=none, or parallel.strategy=zero2 or ddp",
         )
 
 
 def _check_float16(spec: Spec, cluster: Cluster) -> Iterator[Complaint]:
-    if spec.model is None or cluster.accelerator != "cpu":
+    if cluster.accelerator != "cpu":
         return
-    dtypes = {"model.dtype": spec.model.dtype}
-    if spec.model.adapter is not None:
-        dtypes["model.adapter.dtype"] = spec.model.adapter.dtype
+    model = spec.require_model()
+    dtypes = {"model.dtype": model.dtype}
+    if model.adapter is not None:
+        dtypes["model.adapter.dtype"] = model.adapter.dtype
     for key, dtype in dtypes.items():
         if dtype == "float16":
             message = f"float16 needs a GPU, and {cluster.name} has CPU ranks"

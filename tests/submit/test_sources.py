@@ -8,6 +8,7 @@ from launcher.contract.spec import Script
 from launcher.errors import UserError
 from launcher.submit import sources
 from launcher.submit.sources import copy_sources, find_sources
+from tests.conftest import Tuneyard
 
 
 @pytest.fixture
@@ -79,3 +80,28 @@ def test_too_much_is_refused_with_the_largest_file(project: Path, monkeypatch: p
     monkeypatch.setattr(sources, "MAX_FILES", 3)
     with pytest.raises(UserError, match="more than 3 files"):
         find_sources(_script(project), Path("/runs"))
+
+
+def test_plan_shows_the_command_and_warns_of_keys_that_do_nothing(project: Path, tuneyard: Tuneyard) -> None:
+    (tuneyard.folder / "mine.yaml").write_text(
+        "{name: mine, stage: script, script: {path: project/train.py, args: [--name, two words]},"
+        " train: {learning_rate: 1e-5, keep_last: 3}}"
+    )
+    done = tuneyard("plan", "mine.yaml", "--cluster", "devcluster")
+    assert done.returncode == 0, done.stderr
+    assert "stage    script: train.py --name 'two words'" in done.stdout
+    assert "length   as the script says" in done.stdout
+    assert [line for line in done.stdout.splitlines() if "warning" in line] == [
+        "warning: train.learning_rate: has no effect on a script"
+    ]
+
+
+def test_plan_refuses_what_cannot_be_copied(project: Path, tuneyard: Tuneyard) -> None:
+    (tuneyard.folder / "mine.yaml").write_text("{name: mine, stage: script, script: {path: project/train.py}}")
+    (project / "data").symlink_to("/usr")
+    done = tuneyard("plan", "mine.yaml", "--cluster", "local")
+    assert done.returncode == 2
+    assert "data is a link to a folder" in done.stderr
+    assert "nothing was submitted" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tuneyard.folder / "runs").exists()
