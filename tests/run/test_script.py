@@ -192,23 +192,55 @@ def test_all_of_it_can_be_called_by_hand(tmp_path: Path, project: Path, tuneyard
 
 
 @pytest.mark.slurm
-def test_the_examples_run_on_two_nodes(tuneyard: Tuneyard, devcluster: dict[str, str]) -> None:
-    """Under the most demanding strategy on accelerate's loop; the plain one without a word to tuneyard."""
+@pytest.mark.parametrize("script", ["hf_trainer.py", "accelerate_loop.py", "plain_torch.py"])
+def test_an_example_runs_on_two_nodes(tuneyard: Tuneyard, devcluster: dict[str, str], script: str) -> None:
     profile = write_profile(tuneyard.folder, scheduler="slurm")
-    example = str(ROOT / "examples" / "own_script.yaml")
-    common = ["resources.nodes=2", "tracking.wandb=disabled", "--cluster", str(profile), "--wait", "--json"]
-    for script in ("accelerate_loop.py", "plain_torch.py", "hf_trainer.py"):
-        path = ROOT / "examples" / "own_script" / script
-        done = tuneyard("submit", example, f"script.path={path}", *common)
-        assert done.returncode == 0, done.stderr
-        paths = RunPaths(Path(json.loads(done.stdout)["run_dir"]))
-        attempt = read_attempts(paths)[0]
-        assert len(attempt.nodes) == 2
-        rows = merge_metrics(read_run(paths))
-        if script == "plain_torch.py":
-            assert rows == []
-            assert "of the rows are sorted" in tuneyard("logs", "last", "--rank", "0").stdout
-        else:
-            assert rows[-1]["loss"] < rows[0]["loss"] - 1
-            assert (paths.final / "model.safetensors").is_file()
-            assert [find_problems(path) for path in paths.published()] == [[], []]
+    path = ROOT / "examples" / "own_script" / script
+    done = tuneyard(
+        "submit",
+        str(ROOT / "examples" / "own_script.yaml"),
+        f"script.path={path}",
+        "resources.nodes=2",
+        "tracking.wandb=disabled",
+        "--cluster",
+        str(profile),
+        "--wait",
+        "--json",
+    )
+    assert done.returncode == 0, done.stderr
+    paths = RunPaths(Path(json.loads(done.stdout)["run_dir"]))
+    assert len(read_attempts(paths)[0].nodes) == 2
+    rows = merge_metrics(read_run(paths))
+    if script == "plain_torch.py":
+        assert rows == []
+        assert "of the rows are sorted" in tuneyard("logs", "last", "--rank", "0").stdout
+    else:
+        assert rows[-1]["loss"] < rows[0]["loss"] - 1
+        assert (paths.final / "model.safetensors").is_file()
+        assert [find_problems(path) for path in paths.published()] == [[], []]
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "zero3"])
+def test_a_strategy_reaches_the_accelerator_of_a_script(tuneyard: Tuneyard, project: Path, strategy: str) -> None:
+    text = """\
+        import os
+        from pathlib import Path
+        import torch
+        from accelerate import Accelerator
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        accelerator = Accelerator()
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes))
+        optimizer = torch.optim.AdamW(model.parameters())
+        model, optimizer = accelerator.prepare(model, optimizer)
+        accelerator.backward(model(input_ids=torch.ones(2, 8, dtype=torch.long), labels=torch.ones(2, 8).long()).loss)
+        optimizer.step()
+        if accelerator.is_main_process:
+            Path(os.environ["TUNEYARD_RUN_DIR"], "said").write_text(f"{accelerator.distributed_type} {type(model)}")
+        """
+    done, paths = _submit(tuneyard, _spec(tuneyard, project, text), f"parallel.strategy={strategy}")
+    assert done.returncode == 0, done.stderr
+    said = (paths.root / "said").read_text()
+    assert ("DistributedType.FSDP" in said and "FSDPLlama" in said) or ("DEEPSPEED" in said and "Engine" in said)
+    assert ("FSDP" in said) == (strategy == "fsdp")
