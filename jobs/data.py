@@ -1,8 +1,8 @@
 """Makes the token rows of a run: read, check, render, tokenize, truncate, split off the evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from launcher.contract.spec import Data
 
 from .errors import JobError
-from .formats import COLUMNS, Conversation, RowError, make_example
+from .formats import COLUMNS, Conversation, Example, RowError, make_example
 from .masking import IGNORED, Rendered, encode, render
 from .rows import Row, read_rows
 
@@ -31,6 +31,30 @@ class BadRow:
 
     def __str__(self) -> str:
         return f"{self.file}, row {self.row}: {self.column}: {self.reason}"
+
+
+class Rows(Protocol):
+    """What a run learns from: one item per row, a sequence or a pair of them."""
+
+    @property
+    def num_truncated(self) -> int: ...
+
+    @property
+    def lengths(self) -> NDArray[numpy.int64]:
+        """Tokens of each row: int64, shape (rows,)."""
+
+    @property
+    def num_loss_tokens(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def split_keys(self) -> list[Any]:
+        """Rows of equal keys are never split between training and evaluation."""
+
+    def select(self, indices: list[int], num_truncated: int = 0) -> Self: ...
+
+
+R = TypeVar("R", bound=Rows)
 
 
 @dataclass(frozen=True)
@@ -55,8 +79,12 @@ class TokenRows:
     def num_loss_tokens(self) -> int:
         return sum(label != IGNORED for labels in self.labels for label in labels)
 
-    def select(self, indices: list[int]) -> "TokenRows":
-        return TokenRows([self.ids[index] for index in indices], [self.labels[index] for index in indices])
+    def split_keys(self) -> list[Any]:
+        return [tuple(ids) for ids in self.ids]
+
+    def select(self, indices: list[int], num_truncated: int = 0) -> "TokenRows":
+        ids, labels = [self.ids[index] for index in indices], [self.labels[index] for index in indices]
+        return TokenRows(ids, labels, num_truncated)
 
     def columns(self) -> dict[str, list[list[int]]]:
         """The columns that TRL takes as tokenized already."""
@@ -69,71 +97,78 @@ class TokenRows:
 
 
 @dataclass(frozen=True)
-class PreparedData:
+class PreparedData(Generic[R]):
     """What a run trains on and is evaluated on; ``skipped`` are the bad rows of both."""
 
-    train: TokenRows
-    eval: TokenRows | None
+    train: R
+    eval: R | None
     skipped: list[BadRow]
     num_eval_rows_in_train: int
     """Evaluation rows that are also trained on: only where the evaluation is a file of its own."""
 
 
-def prepare_data(data: Data, loss_on: str, seed: int, tokenizer: Any) -> PreparedData:
+def prepare_data(data: Data, loss_on: str, seed: int, tokenizer: Any) -> PreparedData[TokenRows]:
     """Token rows of the train and eval sources.
 
     Raises:
         JobError: a source cannot be read, rows are bad (and ``on_bad_row`` is ``fail``), or too few are left.
     """
-    check_columns(data)
+    if data.format not in COLUMNS:
+        raise JobError(f"data.format: {data.format} is not for this stage; it reads {', '.join(COLUMNS)}")
+    check_columns(data, COLUMNS[data.format])
+    return prepare_sources(data, seed, lambda rows: _tokenize(rows, data, loss_on, tokenizer))
+
+
+def prepare_sources(data: Data, seed: int, tokenize: Callable[[list[Row]], tuple[R, list[BadRow]]]) -> PreparedData[R]:
+    """Both sources through ``tokenize``, which gives the good rows and the bad ones.
+
+    Raises:
+        JobError: as :func:`prepare_data`.
+    """
     train_rows = read_rows(data.train)
     if not train_rows:
         raise JobError(f"data.train: {data.train} has no rows")
-    train, bad = _tokenize(train_rows, data, loss_on, tokenizer)
+    train, bad = tokenize(train_rows)
     _check_bad(bad, len(train_rows), len(train), "data.train", data.on_bad_row)
     if data.eval is None:
         return PreparedData(train, None, bad, 0)
     if isinstance(data.eval, str):
         eval_rows = read_rows(data.eval, ("validation", "test", "train"))
-        held_out, bad_eval = _tokenize(eval_rows, data, loss_on, tokenizer)
+        held_out, bad_eval = tokenize(eval_rows)
         _check_bad(bad_eval, len(eval_rows), len(held_out), "data.eval", data.on_bad_row)
-        seen = {tuple(ids) for ids in train.ids}
-        return PreparedData(train, held_out, bad + bad_eval, sum(tuple(ids) in seen for ids in held_out.ids))
+        seen = set(train.split_keys())
+        return PreparedData(train, held_out, bad + bad_eval, sum(key in seen for key in held_out.split_keys()))
     train, held_out = split(train, data.eval, seed)
     return PreparedData(train, held_out, bad, 0)
 
 
-def check_columns(data: Data) -> None:
-    """Refuse formats that this stage does not read, and renames of columns that the format does not have."""
-    if data.format not in COLUMNS:
-        raise JobError(f"data.format: {data.format} is not for this stage; it reads {', '.join(COLUMNS)}")
-    unknown = sorted(set(data.columns) - set(COLUMNS[data.format]))
+def check_columns(data: Data, columns: Collection[str]) -> None:
+    """Refuse renames of columns that the format does not have."""
+    unknown = sorted(set(data.columns) - set(columns))
     if unknown:
-        known = ", ".join(COLUMNS[data.format])
+        known = ", ".join(columns)
         raise JobError(f"data.columns: {', '.join(unknown)}: the format {data.format} reads the columns {known}")
 
 
-def split(rows: TokenRows, fraction: float, seed: int) -> tuple[TokenRows, TokenRows]:
+def split(rows: R, fraction: float, seed: int) -> tuple[R, R]:
     """``rows`` without, then only, a seeded ``fraction`` (at least one row).
 
-    Rows with equal tokens go to the same side, so that nothing is evaluated that was trained on. A function of rows
-    and seed alone: the same for every number of ranks.
+    Rows with equal keys (the tokens, or the prompt of a pair) go to the same side, so that nothing is evaluated that
+    was trained on. A function of rows and seed alone: the same for every number of ranks.
 
     Raises:
         JobError: one side would be empty.
     """
-    wanted = max(1, round(fraction * len(rows)))
-    chosen: set[tuple[int, ...]] = set()
-    for index in numpy.random.Generator(numpy.random.PCG64(seed)).permutation(len(rows))[:wanted].tolist():
-        chosen.add(tuple(rows.ids[index]))
-    held_out = [index for index, ids in enumerate(rows.ids) if tuple(ids) in chosen]
-    rest = [index for index, ids in enumerate(rows.ids) if tuple(ids) not in chosen]
+    keys, wanted = rows.split_keys(), max(1, round(fraction * len(rows)))
+    order = numpy.random.Generator(numpy.random.PCG64(seed)).permutation(len(rows))
+    chosen = {keys[index] for index in order[:wanted].tolist()}
+    held_out = [index for index, key in enumerate(keys) if key in chosen]
+    rest = [index for index, key in enumerate(keys) if key not in chosen]
     if not rest:
         raise JobError(
             f"data.eval: {fraction} of {len(rows)} rows leaves none to train on; give more rows, a file, or null"
         )
-    kept, out = rows.select(rest), rows.select(held_out)
-    return TokenRows(kept.ids, kept.labels, rows.num_truncated), out
+    return rows.select(rest, rows.num_truncated), rows.select(held_out)
 
 
 def pack(rows: TokenRows, max_length: int) -> TokenRows:
@@ -155,16 +190,18 @@ def _tokenize(rows: list[Row], data: Data, loss_on: str, tokenizer: Any) -> tupl
     truncated = 0
     for start in range(0, len(rows), CHUNK):
         good, rendered = [], []
-        for row, item in _render(rows[start : start + CHUNK], data, loss_on, tokenizer):
-            if isinstance(item, BadRow):
-                bad.append(item)
+        for row in rows[start : start + CHUNK]:
+            try:
+                example = make_example(check_value(row), data.format, data.columns, data.system)
+                rendered.append(render_checked(example, tokenizer, loss_on, data))
+            except RowError as error:
+                bad.append(BadRow(row.file, row.number, error.column, error.reason))
             else:
                 good.append(row)
-                rendered.append(item)
         for row, (ids, labels) in zip(good, encode(rendered, tokenizer), strict=True):
             kept = labels[: data.max_length]
             if all(label == IGNORED for label in kept):
-                bad.append(BadRow(row.file, row.number, _answer_column(data), _explain_no_loss(ids, labels, data)))
+                bad.append(BadRow(row.file, row.number, _answer_column(data), explain_no_loss(ids, labels, data)))
                 continue
             truncated += len(ids) > data.max_length
             done.ids.append(ids[: data.max_length])
@@ -173,23 +210,30 @@ def _tokenize(rows: list[Row], data: Data, loss_on: str, tokenizer: Any) -> tupl
     return TokenRows(done.ids, done.labels, truncated), bad
 
 
-def _render(
-    rows: list[Row], data: Data, loss_on: str, tokenizer: Any
-) -> Iterator[tuple[Row, Rendered] | tuple[Row, BadRow]]:
-    for row in rows:
-        if row.problem is not None:
-            yield row, BadRow(row.file, row.number, "row", row.problem)
-            continue
-        try:
-            example = make_example(row.value, data.format, data.columns, data.system)
-            if isinstance(example, Conversation) and tokenizer.chat_template is None:
-                raise JobError(
-                    f"data.format: {data.format} needs a chat template, and the tokenizer of model.base has none; "
-                    "take a chat model, or set data.chat_template"
-                )
-            yield row, render(example, tokenizer, loss_on)
-        except RowError as error:
-            yield row, BadRow(row.file, row.number, error.column, error.reason)
+def check_value(row: Row) -> dict[str, Any]:
+    """The row's value.
+
+    Raises:
+        RowError: it has none.
+    """
+    if row.problem is not None:
+        raise RowError("row", row.problem)
+    return row.value
+
+
+def render_checked(example: Example, tokenizer: Any, loss_on: str, data: Data) -> Rendered:
+    """As :func:`jobs.masking.render`.
+
+    Raises:
+        JobError: a conversation, and the tokenizer has no chat template.
+        RowError: as there.
+    """
+    if isinstance(example, Conversation) and tokenizer.chat_template is None:
+        raise JobError(
+            f"data.format: {data.format} needs a chat template, and the tokenizer of model.base has none; "
+            "take a chat model, or set data.chat_template"
+        )
+    return render(example, tokenizer, loss_on)
 
 
 def _answer_column(data: Data) -> str:
@@ -199,7 +243,8 @@ def _answer_column(data: Data) -> str:
     return data.columns.get(column, column)
 
 
-def _explain_no_loss(ids: list[int], labels: list[int], data: Data) -> str:
+def explain_no_loss(ids: list[int], labels: list[int], data: Data) -> str:
+    """Why ``labels`` that are cut at ``max_length`` have none left that carries loss."""
     if all(label == IGNORED for label in labels):
         return "has no token to learn"
     before = next(index for index, label in enumerate(labels) if label != IGNORED)

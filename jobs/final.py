@@ -63,7 +63,8 @@ def save_final(trainer: Any, progress: Progress, metrics: dict[str, float]) -> N
 
 
 def run_probe(trainer: Any) -> dict[str, Any]:
-    """What the live model says to a fixed text: token ids, then the likeliest next tokens with their logits.
+    """What the live model says to a fixed text: token ids, then the likeliest next tokens with their logits, or the
+    score where the model is one of rewards.
 
     Whoever loads ``final/`` can check that it is the same model: evaluation mode, no autocast.
     """
@@ -74,14 +75,12 @@ def run_probe(trainer: Any) -> dict[str, Any]:
     inputs = tokenizer(PROBE_TEXT, return_tensors="pt").to(trainer.args.device)
     model.eval()
     with torch.no_grad():
-        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[0, -1].float()
-    top = logits.topk(min(PROBE_TOP, logits.numel()))
-    return {
-        "text": PROBE_TEXT,
-        "input_ids": inputs["input_ids"][0].tolist(),
-        "top_ids": top.indices.tolist(),
-        "top_logits": top.values.tolist(),
-    }
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.float()
+    probe = {"text": PROBE_TEXT, "input_ids": inputs["input_ids"][0].tolist()}
+    if logits.dim() == 2:  # (1, 1), of a sequence
+        return {**probe, "score": logits.item()}
+    top = logits[0, -1].topk(min(PROBE_TOP, logits.size(-1)))
+    return {**probe, "top_ids": top.indices.tolist(), "top_logits": top.values.tolist()}
 
 
 def check_saved(folder: Path, weights: dict[str, "torch.Tensor"]) -> None:

@@ -111,9 +111,9 @@ def make_example(value: dict[str, Any], format: str, renames: dict[str, str], sy
     if format == "alpaca":
         return _from_alpaca(columns, system)
     if format == "messages":
-        return _finish(columns, "messages", read_messages(columns, "messages"), system)
+        return finish_conversation(columns, "messages", read_messages(columns, "messages"), system)
     if format == "sharegpt":
-        return _finish(columns, "conversations", read_sharegpt(columns, "conversations"), system)
+        return finish_conversation(columns, "conversations", read_sharegpt(columns, "conversations"), system)
     if format == "prompt-completion":
         return _from_prompt_completion(columns, system)
     raise ValueError(f"no reader for the format {format}")
@@ -163,19 +163,23 @@ def _from_alpaca(columns: Columns, system: str | None) -> Conversation:
             raise columns.error("history", "is not a list of [question, answer]")
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     messages += [{"role": "user", "content": "\n\n".join(parts)}, {"role": "assistant", "content": output}]
-    return _finish(columns, "output", messages, system)
+    return finish_conversation(columns, "output", messages, system)
 
 
 def _from_prompt_completion(columns: Columns, system: str | None) -> Example:
     if isinstance(columns.get("prompt"), list):
         prompt, answer = read_messages(columns, "prompt"), read_messages(columns, "completion")
-        conversation = _finish(columns, "completion", prompt + answer, system)
+        conversation = finish_conversation(columns, "completion", prompt + answer, system)
         return Conversation(conversation.messages, len(conversation.messages) - len(answer))
     return PlainText(columns.text("prompt"), columns.text("completion"))
 
 
-def _finish(columns: Columns, column: str, messages: list[Message], system: str | None) -> Conversation:
-    """Put the system prompt first, check the order of roles."""
+def finish_conversation(columns: Columns, column: str, messages: list[Message], system: str | None) -> Conversation:
+    """Put the system prompt first, check the order of roles.
+
+    Raises:
+        RowError: they are out of order, or no assistant answers; named by ``column``.
+    """
     if messages[0]["role"] != "system":
         system = columns.optional_text("system") or system
         if system is not None:

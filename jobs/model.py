@@ -1,19 +1,22 @@
-"""Loads the base model as the spec says (place, quantization, dtype), then puts the adapter on it."""
+"""Loads the base model as the spec says: place, quantization, dtype, and the head of its task."""
 
 import functools
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from launcher.contract.spec import Adapter, Model
+from launcher.contract.spec import Model
 
 from .errors import JobError
 from .tiny import TINY, write_tiny
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+Task = Literal["CAUSAL_LM", "SEQ_CLS"]
+"""peft's names: a language model, or one with a score head (one number per sequence) in its place."""
 
 
 def load_tokenizer(model: Model, chat_template: str | None) -> "PreTrainedTokenizerBase":
@@ -74,8 +77,10 @@ def check_config(config: Any, model: Model, tokenizer: Any, max_length: int) -> 
         )
 
 
-def load_base(model: Model, *, is_sharded: bool = False) -> "PreTrainedModel":
+def load_base(model: Model, *, is_sharded: bool = False, task: Task = "CAUSAL_LM", seed: int = 0) -> "PreTrainedModel":
     """The base on this rank's device: linear layers quantized as asked, all else in ``model.dtype``.
+
+    A score head that the model does not have yet comes from ``seed`` (:mod:`jobs.score`).
 
     ``is_sharded`` says that the strategy will spread the weights over the ranks. Packed 4-bit weights are then stored
     as numbers of ``model.dtype``: accelerate 1.15 leaves integers whole on every rank (fsdp2_prepare_model).
@@ -84,7 +89,7 @@ def load_base(model: Model, *, is_sharded: bool = False) -> "PreTrainedModel":
         JobError: the model is not there, or does not load as asked.
     """
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
     dtype = getattr(torch, model.dtype)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": model.attn_implementation}
@@ -100,58 +105,26 @@ def load_base(model: Model, *, is_sharded: bool = False) -> "PreTrainedModel":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
     # Weights are quantized on the device that is current (transformers 5.23, quantizer_bnb_4bit.py), which the process
     # group has set to each rank's own. Naming it in a device_map is refused under ZeRO-3.
-    base: Any = _load(AutoModelForCausalLM.from_pretrained, model, **options)
+    if task == "SEQ_CLS":
+        from .score import set_score_head
+
+        loader = AutoModelForSequenceClassification.from_pretrained
+        base, found = _load(loader, model, num_labels=1, output_loading_info=True, **options)
+        set_score_head(base, model, seed, is_new=any("score" in name for name in found["missing_keys"]))
+    else:
+        base = _load(AutoModelForCausalLM.from_pretrained, model, **options)
     _keep_4bit_layout(base)
     return base
-
-
-def add_adapter(base: "PreTrainedModel", model: Model, seed: int) -> "PeftModel":
-    """``base`` frozen, with a fresh adapter whose weights come from ``seed`` and have the dtype ``adapter.dtype``.
-
-    Raises:
-        JobError: a target names no linear layer of the model.
-    """
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import set_seed
-
-    adapter = model.adapter
-    if adapter is None:
-        raise ValueError("no adapter was asked for")
-    targets = _check_targets(base, adapter)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=adapter.r,
-        lora_alpha=adapter.alpha,
-        lora_dropout=adapter.dropout,
-        target_modules=targets,
-        bias="none",
-    )
-    set_seed(seed)  # the same adapter on every rank, before any rank's own random state
-    peft_model: Any = get_peft_model(base, config, autocast_adapter_dtype=False)
-    # peft writes the folder that the base was loaded from; for builtin:tiny that was a temporary one.
-    peft_model.peft_config["default"].base_model_name_or_path = model.base
-    cast_trainable(peft_model, getattr(torch, adapter.dtype))
-    return peft_model
-
-
-def cast_trainable(model: Any, dtype: "torch.dtype") -> None:
-    """Give every trainable parameter ``dtype``.
-
-    Several places change it on their own: peft upcasts 16-bit adapters when it loads them, and TRL 1.16 casts the
-    adapter of a quantized base to bfloat16 (sft_trainer.py, after arXiv:2305.14314) whatever was asked.
-    """
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype != dtype:
-            parameter.data = parameter.data.to(dtype)
 
 
 def save_weights(model: Any, folder: Path, state_dict: dict[str, "torch.Tensor"]) -> None:
     """Save an adapter in peft's layout, or a full model in transformers', with the tensors of ``state_dict``."""
     from peft import PeftModel
 
-    # By default peft asks the hub, at each save, whether the base has as many embeddings as this model.
-    options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    # By default peft asks the hub, at each save, whether the base has as many embeddings as this model; and it saves
+    # every adapter there is, the frozen one that dpo compares with too.
+    options = {"save_embedding_layers": False, "selected_adapters": ["default"]}
+    options = options if isinstance(model, PeftModel) else {}
     model.save_pretrained(folder, state_dict=state_dict, **options)
 
 
@@ -191,27 +164,6 @@ def _read_template(value: str) -> str:
         return Path(value).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(f"data.chat_template: {value}: {error}") from error
-
-
-def _check_targets(base: Any, adapter: Adapter) -> str | list[str]:
-    """``adapter.target_modules`` as peft takes them, each known to name a layer.
-
-    peft refuses a list of which nothing matches, but accepts one of which a part does not.
-    """
-    import torch
-
-    if adapter.target_modules == "all-linear":
-        return "all-linear"
-    targets = [adapter.target_modules] if isinstance(adapter.target_modules, str) else adapter.target_modules
-    linear = [name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)]
-    missing = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
-    if missing:
-        kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
-        raise JobError(f"model.adapter.target_modules: {', '.join(missing)} names no linear layer; there are {kinds}")
-    if any(target.rsplit(".", 1)[-1] == "lm_head" for target in targets):
-        # TRL multiplies by lm_head.weight directly (add_fused_lm_head), past any adapter on it.
-        raise JobError("model.adapter.target_modules: lm_head cannot carry an adapter; leave it out")
-    return targets
 
 
 def _keep_4bit_layout(base: Any) -> None:

@@ -44,7 +44,7 @@ class Progress:
         self.last_eval_step = -1
         self.has_moved = False
         """Whether a step had a rate and a gradient above zero, so that weights must have changed."""
-        self._order = order
+        self.order = order
         self._lengths = lengths
         self._tokens = 0
         self._step = 0
@@ -65,8 +65,10 @@ class Progress:
         self._mark = time.perf_counter()
         self.beat("train", now=True)
 
-    def record_step(self, step: int, *, loss: float, learning_rate: float, grad_norm: float | None) -> None:
-        """One optimizer step is done."""
+    def record_step(
+        self, step: int, *, loss: float, learning_rate: float, grad_norm: float | None, **metrics: float
+    ) -> None:
+        """One optimizer step is done; ``metrics`` are the stage's own."""
         now = time.perf_counter()
         tokens = self._count_tokens(step - 1, step)
         self._step = step
@@ -87,7 +89,8 @@ class Progress:
                 loss=loss,
                 learning_rate=learning_rate,
                 grad_norm=grad_norm if grad_norm is not None and math.isfinite(grad_norm) else None,
-                epoch=step * batch / self._order.rows,
+                **metrics,
+                epoch=step * batch / self.order.rows,
                 tokens=self._tokens,
                 tokens_per_s=round(rate, 2),
                 memory_gib=round(measure_peak_gib(), 3),
@@ -129,24 +132,24 @@ class Progress:
     def _count_tokens(self, start: int, stop: int) -> int:
         """Tokens without padding of the steps [start, stop), all ranks."""
         batch = self.context.plan.batch.global_batch
-        epochs, begin = divmod(start * batch, self._order.rows)
-        last, end = divmod(stop * batch, self._order.rows)
+        epochs, begin = divmod(start * batch, self.order.rows)
+        last, end = divmod(stop * batch, self.order.rows)
         # Whole epochs need no permutation: a long run resumes without replaying its order.
         whole = int(self._lengths.sum()) * (last - epochs)
-        head = self._order.indices(epochs * self._order.rows, epochs * self._order.rows + begin)
-        tail = self._order.indices(last * self._order.rows, last * self._order.rows + end)
+        head = self.order.indices(epochs * self.order.rows, epochs * self.order.rows + begin)
+        tail = self.order.indices(last * self.order.rows, last * self.order.rows + end)
         return whole - int(self._lengths[head].sum()) + int(self._lengths[tail].sum())
 
     def _print(self, step: int, text: str) -> None:
         """A line for whoever follows rank 0's log."""
         print(f"step {step}/{self.max_steps}  {text}", flush=True)
 
-    def callback(self) -> "TrainerCallback":
-        """What ties this to a transformers Trainer."""
-        return _make_callback(self)
+    def callback(self, metrics: tuple[str, ...] = ()) -> "TrainerCallback":
+        """What ties this to a transformers Trainer; ``metrics`` are names in its logs that go into the ledger."""
+        return _make_callback(self, metrics)
 
 
-def _make_callback(progress: Progress) -> "TrainerCallback":
+def _make_callback(progress: Progress, metrics: tuple[str, ...]) -> "TrainerCallback":
     from accelerate.utils import gather_object
     from transformers import TrainerCallback
 
@@ -178,6 +181,7 @@ def _make_callback(progress: Progress) -> "TrainerCallback":
                     loss=logs["loss"],
                     learning_rate=self.learning_rate,
                     grad_norm=logs.get("grad_norm"),
+                    **{name: logs[name] for name in metrics},
                 )
                 if self.is_first:
                     self.is_first = False

@@ -1,14 +1,13 @@
-"""What every stage adds to a TRL trainer: our data order, proof of strategy, checkpoints, evaluation by tokens."""
+"""What every stage adds to a TRL trainer: our data order, proof of strategy, checkpoints, evaluation of all rows."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import checkpoint, proof
-from .data import TokenRows
+from .adapter import cast_trainable
 from .gather import gather_trained
-from .masking import IGNORED
-from .model import cast_trainable, save_weights
+from .model import save_weights
 from .order import RowOrder
 from .progress import Progress
 
@@ -21,31 +20,33 @@ Metrics = dict[str, float]
 class RunTrainer:
     """A mixin: ``class Stage(RunTrainer, trl.SFTTrainer)``. It imports nothing heavy, so a stage can load trl late.
 
-    :meth:`attach` is called once after the trainer's own ``__init__``.
+    :meth:`attach` is called once after the trainer's own ``__init__``. A stage gives :meth:`measure`.
     """
+
+    METRICS: ClassVar[tuple[str, ...]] = ()
+    """What the stage logs beside loss, rate and gradient norm."""
 
     def attach(
         self,
         progress: Progress,
-        order: RowOrder,
-        eval_rows: TokenRows | None,
+        eval_rows: Any,
         trainable_dtype: "torch.dtype",
         compute_dtype: "torch.dtype",
     ) -> None:
         """Bind the run to the trainer.
 
-        ``trainable_dtype`` is what the trained weights are kept in, ``compute_dtype`` what is multiplied in.
+        ``eval_rows`` are the stage's, or None; ``trainable_dtype`` is what the trained weights are kept
+        in, ``compute_dtype`` what is multiplied in.
         """
         trainer: Any = self
         self.progress = progress
-        self.order = order
         self.eval_rows = eval_rows
         self.trainable_dtype = trainable_dtype
         self.compute_dtype = compute_dtype
-        trainer.add_callback(progress.callback())
+        trainer.add_callback(progress.callback(self.METRICS))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
-        return self.order
+        return self.progress.order
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         """Multiply in ``compute_dtype`` where trained weights are kept in a wider one.
@@ -131,47 +132,13 @@ class RunTrainer:
         """Nothing: TRL 1.16 tells the hub about each trainer that is made, and a compute node phones nobody."""
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Metrics:
-        """Mean loss per token over all evaluation rows, whatever the number of ranks.
-
-        transformers 5.23 means over batches instead, and repeats rows to fill the last one. No DataLoader either:
-        starting one draws from torch's random state, and a run with evaluations would differ from one without.
-        """
+        """The stage's :meth:`measure` of all evaluation rows."""
         trainer: Any = self
-        step = trainer.state.global_step
-        self.progress.begin_evaluation(step)
-        loss, tokens = self._sum_losses()
-        metrics: Metrics = {"eval_loss": loss / tokens, "eval_tokens": int(tokens)} if tokens else {}
+        self.progress.begin_evaluation(trainer.state.global_step)
+        metrics = self.measure() if self.eval_rows is not None else {}
         trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)
         return metrics
 
-    def _sum_losses(self) -> tuple[float, float]:
-        """Sum of token losses, number of tokens, over all ranks."""
-        import torch
-
-        trainer: Any = self
-        model = trainer.model_wrapped
-        sums = torch.zeros(2, dtype=torch.float64, device=trainer.args.device)
-        model.eval()
-        for examples in self._eval_batches():
-            inputs = trainer._prepare_inputs(trainer.data_collator(examples))
-            with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = model(**inputs, fused_lm_head=True, use_cache=False)
-            sums += torch.stack([-outputs.log_probs.double().sum(), outputs.label_mask.double().sum()])
-            self.progress.beat("evaluate")
-        model.train()
-        loss, tokens = trainer.accelerator.reduce(sums, reduction="sum").tolist()
-        return loss, tokens
-
-    def _eval_batches(self) -> list[list[dict[str, list[int]]]]:
-        """This rank's batches: equally many on each rank, for a sharded model's forward pass takes all of them."""
-        if self.eval_rows is None:
-            return []
-        trainer: Any = self
-        rows, size = self.eval_rows, trainer.args.per_device_train_batch_size
-        # Rows of like length together: less padding, and no effect on a sum over tokens.
-        by_length = sorted(range(len(rows)), key=lambda index: len(rows.ids[index]))
-        batches = [rows.examples(by_length[start : start + size]) for start in range(0, len(rows), size)]
-        rank, world_size = trainer.args.process_index, trainer.args.world_size
-        filler = [{"input_ids": row["input_ids"], "labels": [IGNORED] * len(row["labels"])} for row in batches[0]]
-        batches += [filler] * (-len(batches) % world_size)
-        return batches[rank::world_size]
+    def measure(self) -> Metrics:
+        """``eval_...``: what the stage says of ``self.eval_rows``, the same on all ranks."""
+        raise NotImplementedError

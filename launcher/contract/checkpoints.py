@@ -19,9 +19,9 @@ def best_checkpoint(paths: RunPaths, metric: str) -> Path | None:
 
 
 def rank_checkpoints(published: list[Path], metric: str) -> list[Path]:
-    """Those whose manifest has ``metric``, the best first: the lowest loss, the highest of anything else."""
+    """Those whose manifest has ``metric``, the best first: the lowest loss or error, the highest of anything else."""
     values = {path: (read_json(path / MANIFEST) or {}).get("metrics", {}).get(metric) for path in reversed(published)}
-    sign = 1 if metric.endswith(("loss", "perplexity")) else -1
+    sign = 1 if metric.endswith(("loss", "perplexity", "error")) else -1
     return sorted((path for path in values if values[path] is not None), key=lambda path: sign * values[path])
 
 

@@ -19,6 +19,22 @@ CONSTRAINT_PATTERN = r"^[A-Za-z0-9(\[][A-Za-z0-9._&|,*()\[\]-]*$"
 Stage = Literal["sft", "reward", "dpo", "ppo", "script", "prepare", "pretrain", "evaluate", "export"]
 Strategy = Literal["ddp", "fsdp", "zero2", "zero3"]
 DType = Literal["float32", "bfloat16", "float16"]
+DpoLoss = Literal[
+    "sigmoid",
+    "sigmoid_norm",
+    "hinge",
+    "ipo",
+    "robust",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+]
+"""TRL's losses of one pair each. Its aot, aot_unpaired (sorted over the micro batch) and sft (a mean over its tokens)
+would depend on how a batch is cut into micro batches."""
 
 
 def _key(default: Any, help: str, **bounds: Any) -> Any:
@@ -38,7 +54,7 @@ class Adapter:
     kind: Literal["lora"] = _key("lora", "Kind of adapter.")
     r: int = _key(16, "Rank of the update matrices.", ge=1, le=4096)
     alpha: int = _key(32, "Scale: the update is multiplied by alpha / r.", ge=1)
-    dropout: float = _key(0.05, "Dropout before the adapter.", ge=0, lt=1)
+    dropout: float = _key(0.05, "Dropout before the adapter; reward and dpo train without.", ge=0, lt=1)
     target_modules: str | list[str] = _key("all-linear", "all-linear, or names of the layers that get an adapter.")
     dtype: DType = _key("float32", "Dtype of the adapter's weights.")
 
@@ -49,7 +65,9 @@ class Model:
 
     __pydantic_config__ = FORBID_UNKNOWN
 
-    base: str = field(metadata={"description": "Folder, hub id, or builtin:tiny.", "min_length": 1})
+    base: str = field(
+        metadata={"description": "Folder of a model or adapter, hub id, or builtin:tiny.", "min_length": 1}
+    )
     revision: str | None = _key(None, "Commit, tag or branch of a hub model.")
     quantization: Literal["nf4", "int8", "none"] = _key("nf4", "How the frozen base is stored.")
     dtype: DType = _key("bfloat16", "Dtype of the base's unquantized weights and of the computation.")
@@ -97,8 +115,8 @@ class Train:
 
     __pydantic_config__ = FORBID_UNKNOWN
 
-    micro_batch: int = _key(2, "Sequences per rank and forward pass.", ge=1)
-    global_batch: int = _key(16, "Sequences per optimizer step; accumulation is derived.", ge=1)
+    micro_batch: int = _key(2, "Sequences (reward, dpo: pairs) per rank and forward pass.", ge=1)
+    global_batch: int = _key(16, "Sequences (pairs) per optimizer step; accumulation is derived.", ge=1)
     learning_rate: float = _key(2e-4, "Peak learning rate.", gt=0, lt=10, allow_inf_nan=False)
     optimizer: Literal["adamw", "sgd"] = _key("adamw", "Optimizer.")
     weight_decay: float = _key(0.0, "Decoupled weight decay.", ge=0, lt=10, allow_inf_nan=False)
@@ -159,6 +177,32 @@ class Tracking:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reward:
+    """The reward stage: a score for a conversation, learned from pairs (Bradley and Terry 1952; arXiv:2203.02155)."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    center: float = _key(
+        0.0,
+        "Weight of the squared sum of both scores, which keeps them around zero (arXiv:2312.09244, eq. 2).",
+        ge=0,
+        allow_inf_nan=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dpo:
+    """The dpo stage: direct preference optimization (arXiv:2305.18290)."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    beta: float = _key(0.1, "How strongly the policy is held to the reference.", gt=0, allow_inf_nan=False)
+    loss_type: DpoLoss = _key("sigmoid", "Loss of a pair, by TRL's names; sigmoid is that of the paper.")
+    label_smoothing: float = _key(0.0, "robust, exo_pair: assumed share of swapped pairs.", ge=0, lt=0.5)
+    precompute_reference: bool = _key(False, "Ask the reference once, before training; pays off over several epochs.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Spec:
     """One experiment as the user asked for it, defaults filled in, paths absolute."""
 
@@ -175,8 +219,8 @@ class Spec:
     parallel: Parallel = _key(Parallel(), "How the ranks share the model.")
     resources: Resources = _key(Resources(), "What is asked of the cluster.")
     tracking: Tracking = _key(Tracking(), "Where metrics go beside the run's own ledger.")
-    reward: dict[str, Any] = _key({}, "Settings of the reward stage.")
-    dpo: dict[str, Any] = _key({}, "Settings of the dpo stage.")
+    reward: Reward = _key(Reward(), "Settings of the reward stage.")
+    dpo: Dpo = _key(Dpo(), "Settings of the dpo stage.")
     ppo: dict[str, Any] = _key({}, "Settings of the ppo stage.")
     script: Script | None = _key(None, "The script of the script stage.")
     stages: dict[str, Any] = _key({}, "A pipeline: stage name -> the sections it changes.")

@@ -1,10 +1,12 @@
-"""Checks keys against each other, as far as that needs neither a cluster nor the contents of a file."""
+"""Checks keys against each other, as far as that needs neither a cluster nor the rows of a file."""
 
 import re
 from collections.abc import Callable, Collection, Iterator
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from typing import Any
 
-from launcher.contract.spec import Spec
+from launcher.contract.adapter import find_contradictions, read_adapter_config
+from launcher.contract.spec import Dpo, Reward, Spec
 from launcher.contract.strategies import LEGAL_OFFLOAD
 
 from .durations import parse_minutes
@@ -15,6 +17,11 @@ from .schema import list_keys
 Complaint = tuple[str, str, str]
 """Dotted key, message, hint."""
 
+TEXT_FORMATS = ("alpaca", "messages", "sharegpt", "prompt-completion", "text")
+FORMATS = {"sft": TEXT_FORMATS, "reward": ("preference",), "dpo": ("preference",), "ppo": ("prompt",)}
+"""Stage -> the layouts of a row that it can learn from."""
+_SECTIONS: dict[str, Any] = {"reward": Reward(), "dpo": Dpo(), "ppo": {}}
+"""Those of one stage, by its name, as they are where nothing is set."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # How the hub's cache names the folder of one commit (huggingface_hub, file_download.py).
 _SNAPSHOT = re.compile(r"/snapshots/[0-9a-f]{40}/?$")
@@ -25,7 +32,8 @@ def find_complaints(spec: Spec, bad: Collection[str]) -> Iterator[Complaint]:
     complained = set(bad)
     for check in _CHECKS:
         for key, message, hint in check(spec):
-            if not any(_overlap(name, other) for name in _LOOKS_AT.get(check, (key,)) for other in complained):
+            looked_at = (key, *_LOOKS_AT.get(check, ()))
+            if not any(_overlap(name, other) for name in looked_at for other in complained):
                 complained.add(key)
                 yield key, message, hint
 
@@ -123,6 +131,57 @@ def _check_loss(spec: Spec) -> Iterator[Complaint]:
         yield "train.loss_on", message, "add train.loss_on: all"
 
 
+def _check_format(spec: Spec) -> Iterator[Complaint]:
+    formats = FORMATS.get(spec.stage)
+    if formats is not None and spec.data and spec.data.format not in formats:
+        message = f"{spec.stage} does not learn from {spec.data.format} rows"
+        yield "data.format", message, f"{spec.stage} reads {', '.join(formats)}"
+
+
+def _check_pairs(spec: Spec) -> Iterator[Complaint]:
+    """What means something for single sequences only."""
+    if spec.train.packing and spec.stage in ("reward", "dpo"):
+        yield "train.packing", f"{spec.stage} takes pairs, which are not packed", "remove it, or packing: false"
+    if spec.stage == "dpo" and spec.model and spec.model.adapter is None and spec.model.quantization == "none":
+        message = "dpo compares with the model that it started from, and without an adapter that is a second copy"
+        yield "model.adapter", message, "remove adapter: null; switched off, an adapter leaves the start"
+
+
+def _check_stage_sections(spec: Spec) -> Iterator[Complaint]:
+    for name, default in _SECTIONS.items():
+        if name != spec.stage and getattr(spec, name) != default:
+            yield (
+                name,
+                f"settings of the {name} stage, and this stage is {spec.stage}",
+                "remove it; in a pipeline it stands in its stage",
+            )
+
+
+def _check_dpo(spec: Spec) -> Iterator[Complaint]:
+    loss, smoothing = spec.dpo.loss_type, spec.dpo.label_smoothing
+    if spec.stage != "dpo":
+        return
+    if smoothing and loss not in ("robust", "exo_pair"):
+        message = f"the loss {loss} does not use it"
+        yield "dpo.label_smoothing", message, "remove it, or set dpo.loss_type: robust"
+    if loss == "exo_pair" and not smoothing:
+        yield "dpo.label_smoothing", "the loss exo_pair needs one above 0", "set dpo.label_smoothing: 0.001"
+
+
+def _check_stored_adapter(spec: Spec) -> Iterator[Complaint]:
+    """``model.base`` may be the folder of an adapter, to be trained further; one that a stage before writes is not
+    there yet, and the job checks it."""
+    if spec.model is None:
+        return
+    try:
+        config = read_adapter_config(Path(spec.model.base))
+    except (OSError, ValueError) as error:
+        yield "model.base", f"{spec.model.base}: adapter_config.json: {error}", "name the folder that peft wrote"
+        return
+    if config is not None:
+        yield from find_contradictions(config, spec.model.adapter, spec.stage)
+
+
 def _check_offload(spec: Spec) -> Iterator[Complaint]:
     legal = LEGAL_OFFLOAD[spec.parallel.strategy]
     if spec.parallel.offload not in legal:
@@ -149,9 +208,14 @@ _CHECKS: tuple[Callable[[Spec], Iterator[Complaint]], ...] = (
     _check_remote_code,
     _check_data,
     _check_loss,
+    find_not_yet,
+    _check_format,
+    _check_pairs,
+    _check_stage_sections,
+    _check_dpo,
+    _check_stored_adapter,
     _check_offload,
     _check_time,
-    find_not_yet,
 )
 # Where a check looks at more than the key that it complains about.
 _LOOKS_AT: dict[Callable[[Spec], Iterator[Complaint]], tuple[str, ...]] = {
@@ -162,5 +226,10 @@ _LOOKS_AT: dict[Callable[[Spec], Iterator[Complaint]], tuple[str, ...]] = {
     _check_revision: ("model.revision", "model.base"),
     _check_remote_code: ("model.trust_remote_code", "model.revision", "model.base"),
     _check_loss: ("train.loss_on", "data.format"),
+    _check_format: ("stage", "data.format"),
+    _check_pairs: ("stage", "model.quantization"),
+    _check_sections: ("stage",),
+    _check_dpo: ("stage", "dpo.loss_type"),
+    _check_stored_adapter: ("stage", "model.base"),
     _check_offload: ("parallel.offload", "parallel.strategy"),
 }

@@ -22,16 +22,14 @@ class NotYet:
 ROWS = (
     NotYet(
         key="stage",
-        values=("reward", "dpo", "ppo", "prepare", "pretrain", "evaluate", "export"),
-        works="stage: sft or script",
+        values=("ppo", "prepare", "pretrain", "evaluate", "export"),
+        works="stage: sft, reward, dpo or script",
     ),
     NotYet(
         key="data.format",
-        values=("preference", "prompt"),
-        works="data.format: alpaca, messages, sharegpt, prompt-completion or text",
+        values=("prompt",),
+        works="data.format: alpaca, messages, sharegpt, prompt-completion, text or preference",
     ),
-    NotYet(key="reward", values=None, works="no reward section"),
-    NotYet(key="dpo", values=None, works="no dpo section"),
     NotYet(key="ppo", values=None, works="no ppo section"),
     NotYet(key="sweep", values=None, works="one submit per setting: tuneyard submit SPEC train.learning_rate=1e-4"),
 )

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from launcher.contract.adapter import ADAPTER_CONFIG
 from launcher.contract.pipeline import REFERENCE
 from launcher.errors import Problem
 
@@ -68,8 +69,9 @@ def _resolve_base(value: str, folder: Path) -> str:
         return _check_hub_id(value, "a folder, such as ./model, or builtin:tiny")
     if not os.path.isdir(path):
         raise _no_such(path, "a folder with a model in it")
-    if not os.path.isfile(os.path.join(path, "config.json")):
-        raise _Unusable(f"{_show(path)} has no config.json", "name the folder that save_pretrained wrote")
+    if not any(os.path.isfile(os.path.join(path, name)) for name in ("config.json", ADAPTER_CONFIG)):
+        message = f"{_show(path)} has neither config.json nor {ADAPTER_CONFIG}"
+        raise _Unusable(message, "name the folder that save_pretrained wrote, or a run's final/")
     return path
 
 

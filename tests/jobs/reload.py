@@ -12,7 +12,10 @@ from typing import Any
 
 def reload(base: Path, *finals: Path) -> list[dict[str, Any]]:
     """Per folder: the logits that the ``live`` model wrote down, those of the base ``without`` the adapter, those of
-    the model with its NF4 weights in the ``same`` layout as in training, and ``repacked`` for evaluation."""
+    the model with its NF4 weights in the ``same`` layout as in training, and ``repacked`` for evaluation.
+
+    Of a reward model the score instead of logits, ``same`` with the head multiplied in float32 as in training, and
+    ``plain`` as peft and transformers do it."""
     done = subprocess.run(
         [sys.executable, __file__, str(base), *map(str, finals)],
         capture_output=True,
@@ -27,7 +30,13 @@ def reload(base: Path, *finals: Path) -> list[dict[str, Any]]:
 def main(base_folder: str, final: str) -> dict[str, Any]:
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from safetensors.torch import load_file
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        BitsAndBytesConfig,
+    )
 
     probe = json.loads((Path(final) / "completion.json").read_text())["probe"]
     tokenizer: Any = AutoTokenizer.from_pretrained(final)
@@ -40,13 +49,17 @@ def main(base_folder: str, final: str) -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.bfloat16, quantization_config=quantization)
+    options: Any = {"dtype": torch.bfloat16, "quantization_config": quantization}
+    if "score" in probe:
+        base: Any = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=1, **options)
+    else:
+        base = AutoModelForCausalLM.from_pretrained(base_folder, **options)
     model: Any = PeftModel.from_pretrained(base, final)
 
     def logits() -> Any:
-        inputs = torch.tensor([probe["input_ids"]])
         with torch.no_grad():
-            return model(input_ids=inputs).logits[0, -1].float()[torch.tensor(probe["top_ids"])].tolist()
+            found = model(input_ids=torch.tensor([probe["input_ids"]])).logits.float()
+        return [found.item()] if "score" in probe else found[0, -1][torch.tensor(probe["top_ids"])].tolist()
 
     def set_repacking(is_on: bool) -> None:
         for module in model.modules():
@@ -57,6 +70,13 @@ def main(base_folder: str, final: str) -> dict[str, Any]:
     model.eval()
     with model.disable_adapter():
         without = logits()
+    if "score" in probe:
+        plain = logits()
+        head = model.base_model.model.score.modules_to_save["default"]
+        name = "base_model.model.score.weight"
+        head.weight.data = load_file(Path(final) / "adapter_model.safetensors")[name]
+        head.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(),))
+        return {"live": [probe["score"]], "without": without, "plain": plain, "same": logits()}
     same = logits()
     set_repacking(True)
     return {"live": probe["top_logits"], "without": without, "same": same, "repacked": logits()}

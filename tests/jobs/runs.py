@@ -1,4 +1,4 @@
-"""Runs of the SFT job made by hand, with real processes over gloo; several runs in one launch, for imports are slow."""
+"""Runs of the jobs made by hand, with real processes over gloo; several runs in one launch, for imports are slow."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from launcher.contract.files import write_text
 from launcher.contract.ledger import Row, merge_metrics, read_rows
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Batch, Plan, Topology
-from launcher.contract.spec import Adapter, Data, Model, Parallel, Spec, Train
+from launcher.contract.spec import Adapter, Data, Model, Parallel, Spec, Stage, Train
 from launcher.render import render
 from launcher.spec.deepspeed import read_base
 from tests.plans import LOCAL
@@ -36,9 +36,31 @@ def make_rows(num_rows: int) -> list[dict[str, str]]:
     return [{"instruction": f"Spell {n}.", "output": " ".join(str(n * n)) + " done" * (n % 7)} for n in range(num_rows)]
 
 
-def write_run(root: Path, world_size: int, *, model: Model, data: Data, train: Train, parallel: Parallel = DDP) -> Path:
-    """A run directory with its plan and what is rendered from it; returns ``root``."""
-    spec = Spec(name="test", stage="sft", model=model, data=data, train=train, parallel=parallel)
+def make_pairs(num_rows: int) -> list[dict[str, str]]:
+    """Pairs of unequal lengths, some of one prompt, whose better answer can be learned."""
+    return [
+        {
+            "prompt": f"Spell {n % 40}.",
+            "chosen": " yes" * (1 + n % 3) + str(n),
+            "rejected": str(n) + " no" * (1 + n % 4),
+        }
+        for n in range(num_rows)
+    ]
+
+
+def write_run(
+    root: Path,
+    world_size: int,
+    *,
+    model: Model,
+    data: Data,
+    train: Train,
+    parallel: Parallel = DDP,
+    stage: Stage = "sft",
+    **sections: Any,
+) -> Path:
+    """A run directory with its plan and what is rendered from it; returns ``root``. ``sections`` are the stages'."""
+    spec = Spec(name="test", stage=stage, model=model, data=data, train=train, parallel=parallel, **sections)
     topology = Topology(nodes=1, ranks_per_node=world_size, world_size=world_size, cpus_per_rank=1, time_minutes=5)
     batch = Batch(
         micro=train.micro_batch,
@@ -68,7 +90,8 @@ class Start:
     """One attempt of :func:`launch`.
 
     ``resume`` is a checkpoint of the run, ``changed`` a run directory whose plan and rendered files replace this
-    one's first; ``env`` goes over the rendered environment. ``whole`` stores NF4 weights as if nothing sharded them.
+    one's first; ``env`` goes over the rendered environment. ``whole`` stores NF4 weights as if nothing sharded them;
+    ``counts`` writes ``storages.json``, how many pieces of memory hold a matrix of the base, before the final save.
     """
 
     root: Path
@@ -78,6 +101,7 @@ class Start:
     env: dict[str, str] = field(default_factory=dict)
     fails: bool = False
     whole: bool = False
+    counts: bool = False
 
 
 def checkpoint(step: int, attempt: int = 1) -> str:

@@ -1,17 +1,20 @@
-"""Loading builtin:tiny in each kind, and what is refused before or after."""
+"""Loading builtin:tiny in each kind, with a fresh or a stored adapter, and what is refused before or after."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from jobs.adapter import Origin, add_adapter, find_origin
 from jobs.errors import JobError
 from jobs.final import check_moved, check_saved
 from jobs.gather import gather_trained
 from jobs.model import (
-    add_adapter,
     check_config,
     load_base,
     load_config,
@@ -23,6 +26,11 @@ from jobs.tiny import make_model
 from launcher.contract.spec import Adapter, Model
 
 TINY = Model(base="builtin:tiny", quantization="none", dtype="float32")
+
+
+def add_fresh(model: Model) -> Any:
+    assert model.adapter is not None
+    return add_adapter(load_base(model), Origin(model, model), model.adapter, seed=3)
 
 
 def test_the_builtin_model_is_the_same_whatever_the_random_state() -> None:
@@ -48,7 +56,7 @@ def test_the_byte_tokenizer_gives_any_text_back() -> None:
 def test_each_quantization_with_the_adapter_in_the_dtype_asked(quantization: str, stored: torch.dtype) -> None:
     for dtype in ("float32", "bfloat16"):
         model = Model(base="builtin:tiny", quantization=quantization, adapter=Adapter(r=4, dtype=dtype))  # type: ignore[arg-type]
-        peft_model = add_adapter(load_base(model), model, seed=3)
+        peft_model = add_fresh(model)
         trainable = [weight for weight in peft_model.parameters() if weight.requires_grad]
         assert {weight.dtype for weight in trainable} == {getattr(torch, dtype)}
         assert peft_model.get_parameter("base_model.model.model.layers.0.mlp.up_proj.base_layer.weight").dtype == stored
@@ -61,9 +69,9 @@ def test_a_target_that_names_no_layer_is_refused_even_among_others() -> None:
         ("x", "x names"),
     ):
         with pytest.raises(JobError, match=message):
-            add_adapter(base, Model(base="builtin:tiny", adapter=Adapter(target_modules=targets)), seed=0)
+            add_adapter(base, Origin(TINY, TINY), Adapter(target_modules=targets), seed=0)
     with pytest.raises(JobError, match="lm_head cannot carry"):
-        add_adapter(base, Model(base="builtin:tiny", adapter=Adapter(target_modules=["lm_head"])), seed=0)
+        add_adapter(base, Origin(TINY, TINY), Adapter(target_modules=["lm_head"]), seed=0)
 
 
 def test_what_does_not_fit_is_refused_before_the_weights_load(tmp_path: Path) -> None:
@@ -87,7 +95,7 @@ def test_a_template_from_text_or_file(tmp_path: Path) -> None:
 
 
 def test_a_saved_adapter_that_differs_from_the_live_one_is_found(tmp_path: Path) -> None:
-    model = add_adapter(load_base(TINY), TINY, seed=0)
+    model = add_fresh(TINY)
     gathered = gather_trained(SimpleNamespace(model=model, model_wrapped=model), keep=True)
     assert gathered is not None
     weights = name_weights(model, gathered)
@@ -103,3 +111,102 @@ def test_a_saved_adapter_that_differs_from_the_live_one_is_found(tmp_path: Path)
         check_saved(tmp_path, weights)
     with pytest.raises(JobError, match="1 tensors are missing"):
         check_saved(tmp_path, {**load_file(tmp_path / "adapter_model.safetensors"), "more": torch.ones(1)})
+
+
+def store(folder: Path, base: str = "builtin:tiny", **changes: Any) -> Path:
+    """An adapter's folder with what its configuration says changed."""
+    model = add_fresh(TINY)
+    gathered = gather_trained(SimpleNamespace(model=model, model_wrapped=model), keep=True)
+    assert gathered is not None
+    save_weights(model, folder, gathered)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config |= {"base_model_name_or_path": base, **changes}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_an_adapters_base_is_the_one_that_its_configuration_names(tmp_path: Path) -> None:
+    store(tmp_path / "adapter")
+    origin = find_origin(replace(TINY, base=str(tmp_path / "adapter")), "dpo")
+    assert (origin.base, origin.tokenizer, origin.folder) == (TINY, TINY, tmp_path / "adapter")
+    load_tokenizer(TINY, "{{ messages }}").save_pretrained(tmp_path / "adapter")
+    assert find_origin(replace(TINY, base=str(tmp_path / "adapter")), "dpo").tokenizer.base == str(tmp_path / "adapter")
+    (tmp_path / "base").mkdir()
+    for name, found in (("../base", str(tmp_path / "base")), (str(tmp_path / "base"), str(tmp_path / "base"))):
+        store(tmp_path / "adapter", name)
+        assert find_origin(replace(TINY, base=str(tmp_path / "adapter")), "sft").base.base == found
+    store(tmp_path / "adapter", "owner/name", revision="abc")
+    base = find_origin(replace(TINY, base=str(tmp_path / "adapter")), "sft").base
+    assert (base.base, base.revision) == ("owner/name", "abc")
+    assert find_origin(TINY, "dpo") == Origin(TINY, TINY)
+
+
+def test_stored_weights_are_taken_bit_by_bit_and_trained_in_the_dtype_asked_for(tmp_path: Path) -> None:
+    folder = store(tmp_path / "adapter")
+    stored = load_file(folder / "adapter_model.safetensors")
+    for dtype in ("float32", "bfloat16"):
+        model = replace(TINY, base=str(folder), adapter=Adapter(dtype=dtype))
+        origin = find_origin(model, "reward")
+        base = load_base(origin.base, task="SEQ_CLS", seed=1)
+        assert model.adapter is not None
+        live = add_adapter(base, origin, model.adapter, 1, "SEQ_CLS")
+        weights = dict(live.named_parameters())
+        for name, tensor in stored.items():
+            weight = weights[name.replace(".weight", ".default.weight")]
+            assert weight.requires_grad
+            assert torch.equal(weight, tensor.to(getattr(torch, dtype)))
+        trained = {name for name, weight in weights.items() if weight.requires_grad}
+        assert len(trained) == len(stored) + 1
+        assert "base_model.model.score.modules_to_save.default.weight" in trained
+
+
+def test_a_new_score_head_comes_from_the_seed_alone() -> None:
+    def head(seed: int, quantization: str = "none") -> torch.Tensor:
+        torch.manual_seed(torch.seed() % 1000)
+        return load_base(replace(TINY, quantization=quantization), task="SEQ_CLS", seed=seed).score.weight  # type: ignore[arg-type]
+
+    assert torch.equal(head(1), head(1))
+    assert torch.equal(head(1), head(1, "nf4"))
+    assert not torch.equal(head(1), head(2))
+    assert head(1).shape == (1, 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"r": 8}, r"model\.adapter\.r: 16, but the adapter in model\.base has 8; set model\.adapter\.r: 8"),
+        ({"task_type": "SEQ_CLS"}, "holds the adapter of a reward model, and sft trains a language model"),
+        ({"peft_type": "IA3"}, "holds IA3 adapter"),
+        ({"modules_to_save": ["lm_head"]}, r"more than the linear layers \(modules_to_save\)"),
+        ({"base": "/gone"}, "was trained on /gone, which is not here"),
+        ({"base": ""}, "was trained on a base without a name"),
+        ({"base": "../second"}, "is itself an adapter"),
+    ],
+)
+def test_an_adapter_that_cannot_be_trained_further_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    store(tmp_path / "second")
+    with pytest.raises(JobError, match=message):
+        find_origin(replace(TINY, base=str(store(tmp_path / "adapter", **changes))), "sft")
+
+
+def test_an_adapter_on_a_part_of_the_layers_is_not_all_linear(tmp_path: Path) -> None:
+    some = replace(TINY, adapter=Adapter(target_modules=["q_proj", "v_proj"]))
+    assert some.adapter is not None
+    model = add_fresh(some)
+    gathered = gather_trained(SimpleNamespace(model=model, model_wrapped=model), keep=True)
+    assert gathered is not None
+    save_weights(model, tmp_path, gathered)
+    add_adapter(load_base(TINY), find_origin(replace(some, base=str(tmp_path)), "sft"), some.adapter, 0)
+    with pytest.raises(JobError, match=r"is on q_proj, v_proj; set model\.adapter\.target_modules: \[q_proj, v_proj\]"):
+        add_adapter(load_base(TINY), find_origin(replace(TINY, base=str(tmp_path)), "sft"), Adapter(), 0)
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    folder = store(tmp_path / "adapter")
+    weights = load_file(folder / "adapter_model.safetensors")
+    weights.pop(next(iter(weights)))
+    save_file(weights, folder / "adapter_model.safetensors")
+    with pytest.raises(JobError, match="does not fit its base: 1 weights differ"):
+        add_adapter(load_base(TINY), find_origin(replace(TINY, base=str(folder)), "sft"), Adapter(), 0)

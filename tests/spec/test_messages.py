@@ -108,7 +108,7 @@ def test_an_empty_file_names_every_key_that_must_be_there(problems):
         spec.yaml:1:1: stage: is missing
           hint: What the run does.
         spec.yaml:1:1: model.base: is missing
-          hint: Folder, hub id, or builtin:tiny.
+          hint: Folder of a model or adapter, hub id, or builtin:tiny.
         spec.yaml:1:1: data.train: is missing
           hint: File, list of files, folder, or hub id.
         spec.yaml:1:1: train.max_steps: neither max_steps nor epochs says when to stop

@@ -105,7 +105,7 @@ def test_a_path_in_the_file_is_relative_to_it_and_one_in_an_override_to_the_curr
 
 def test_a_model_is_a_folder_a_hub_id_or_built_in(load, problems, folder):
     (folder / "model").mkdir()
-    assert "has no config.json" in problems(edit(**{"model.base": "model"}))
+    assert "has neither config.json nor adapter_config.json" in problems(edit(**{"model.base": "model"}))
     (folder / "model" / "config.json").write_text("{}")
     assert load(edit(**{"model.base": "./model"})).spec.model.base == str(folder / "model")
     assert load(edit(**{"model.base": "owner/name"})).spec.model.base == "owner/name"

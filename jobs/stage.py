@@ -1,0 +1,227 @@
+"""What all stages do alike: the frame of a run, its length, the trainer's arguments, the weights, start and end."""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from launcher.contract.files import read_json
+from launcher.contract.ledger import LedgerWriter
+from launcher.contract.manifest import MANIFEST
+from launcher.contract.strategies import SHARDS_WEIGHTS
+
+from .adapter import Origin
+from .checkpoint import check_resumable, writing_folder
+from .context import RankContext
+from .data import PreparedData
+from .errors import JobError
+from .model import Task
+from .order import RowOrder
+from .progress import Progress
+
+LISTED = 1000
+"""Skipped rows that the ledger lists; all are counted."""
+SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+OPTIMIZERS = {"adamw": "adamw_torch_fused", "sgd": "sgd"}
+"""Our names -> the Trainer's; AdamW updates all weights in one kernel, which is transformers 5.23's default too."""
+
+
+def run_stage(context: RankContext, train: Callable[[RankContext, LedgerWriter | None], None]) -> None:
+    """Call ``train``; on rank 0 the ledger says how it went, whatever happens.
+
+    Raises:
+        JobError: something that the user can mend.
+    """
+    ledger = LedgerWriter(context.paths.ledger(context.attempt), context.attempt) if context.is_main else None
+    try:
+        context.beat(0, "import")
+        check_resumable(context)
+        strategy = context.plan.spec.parallel.strategy
+        if context.plan.cluster.accelerator == "cpu" and strategy != "ddp":
+            from . import cpu
+
+            cpu.enable(strategy, context.plan.topology.ranks_per_node)
+        import datasets
+        import transformers
+
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        train(context, ledger)
+    except Exception as error:
+        if ledger is not None:
+            ledger.event("failed", reason=str(error) or type(error).__name__, type=type(error).__name__)
+        raise
+    finally:
+        if ledger is not None:
+            ledger.close()
+
+
+def start_progress(
+    context: RankContext, ledger: LedgerWriter | None, data: PreparedData[Any], sequences: Any
+) -> Progress:
+    """The order in which ``sequences`` (or pairs) are used, and how far it has got; the ledger says what there is.
+
+    Raises:
+        JobError: the run's length is not told.
+    """
+    max_steps = count_steps(context, len(sequences))
+    order = RowOrder(len(sequences), context.plan.spec.train.seed, max_steps * context.plan.batch.global_batch)
+    if ledger is not None:
+        record_data(ledger, context, data, len(sequences), max_steps)
+    return Progress(context, ledger, order, sequences.lengths, max_steps)
+
+
+def count_steps(context: RankContext, num_rows: int) -> int:
+    """Optimizer steps in all: as asked, or the epochs' rows in global batches, rounded up.
+
+    Raises:
+        JobError: neither or both are set, or the warmup takes all of them.
+    """
+    train = context.plan.spec.train
+    if (train.max_steps is None) == (train.epochs is None):
+        raise JobError("train: set one of max_steps and epochs")
+    if train.max_steps is not None:
+        steps = train.max_steps
+    else:
+        steps = math.ceil((train.epochs or 0) * num_rows / context.plan.batch.global_batch)
+    warmup = count_warmup_steps(context, steps)
+    if warmup >= steps and warmup > 0:
+        raise JobError(f"train.warmup_steps: {warmup} steps of warmup, {steps} in all")
+    return steps
+
+
+def count_warmup_steps(context: RankContext, max_steps: int) -> int:
+    train = context.plan.spec.train
+    if train.warmup_steps is not None:
+        return train.warmup_steps
+    return math.ceil((train.warmup_ratio or 0.0) * max_steps) if max_steps > 1 else 0
+
+
+def make_arguments(config: Callable[..., Any], progress: Progress, *, has_eval: bool, **options: Any) -> Any:
+    """The plan in the Trainer's words, as a ``config`` of TRL's with the stage's own ``options``.
+
+    What is not named here has no effect on a run or is TRL 1.16's default. Made before the weights are loaded: it
+    joins this rank to the others and chooses its device.
+    """
+    context = progress.context
+    train, batch = context.plan.spec.train, context.plan.batch
+    arguments = config(
+        output_dir=str(writing_folder(context.paths, context.attempt)),
+        per_device_train_batch_size=batch.micro,
+        gradient_accumulation_steps=batch.accumulation,
+        max_steps=progress.max_steps,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=SCHEDULERS[train.scheduler],
+        warmup_steps=count_warmup_steps(context, progress.max_steps),
+        optim=OPTIMIZERS[train.optimizer],
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        seed=train.seed,
+        # Dtypes are set on the weights, mixed precision is ours (trainer.py): TRL's default is bf16=True.
+        bf16=False,
+        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        # Rows are tokens already, truncated and checked.
+        max_length=None,
+        use_cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true",
+        # peft hides the model's class, and the Trainer would look for unused parameters at every step.
+        ddp_find_unused_parameters=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        # progress.py decides when to evaluate and to save; a resumed run has had its first evaluation.
+        eval_on_start=has_eval and context.resume_from is None,
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **options,
+    )
+    if ds_config := read_json(context.paths.ds_config):
+        # transformers 5.23 compares these with the engine's 16-bit mode (HfTrainerDeepSpeedConfig), and nothing else
+        # reads them under DeepSpeed. Set here, for as options they ask for a GPU.
+        arguments.bf16, arguments.fp16 = ds_config["bf16"]["enabled"], ds_config["fp16"]["enabled"]
+    return arguments
+
+
+def load_weights(context: RankContext, origin: Origin, task: Task = "CAUSAL_LM") -> Any:
+    """The model to train: ``origin``'s base, with the adapter on it unless all of it is trained."""
+    from .adapter import add_adapter
+    from .model import load_base
+
+    spec = context.plan.spec
+    is_sharded = spec.parallel.strategy in SHARDS_WEIGHTS
+    base = load_base(origin.base, is_sharded=is_sharded, task=task, seed=spec.train.seed)
+    adapter = spec.require_model().adapter
+    return base if adapter is None else add_adapter(base, origin, adapter, spec.train.seed, task)
+
+
+def make_trainer(
+    trainer_class: Callable[..., Any], model: Any, progress: Progress, eval_rows: Any, **options: Any
+) -> Any:
+    """``trainer_class`` (a :class:`jobs.trainer.RunTrainer`) of ``options`` for ``model``, bound to the run."""
+    import torch
+    import transformers
+
+    from .adapter import cast_trainable
+
+    asked = progress.context.plan.spec.require_model()
+    compute_dtype = getattr(torch, asked.dtype)
+    trainable_dtype = getattr(torch, asked.adapter.dtype) if asked.adapter is not None else compute_dtype
+    # TRL's trainers cast QLoRA adapters to bfloat16 when they start; what that rounded is put back.
+    weights = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
+    trainer = trainer_class(model=model, **options)
+    for name, parameter in model.named_parameters():
+        if name in weights and parameter.dtype != weights[name].dtype:
+            parameter.data = weights[name].to(parameter.device)
+    cast_trainable(model, trainable_dtype)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.attach(progress, eval_rows, trainable_dtype, compute_dtype)
+    return trainer
+
+
+def run_trainer(trainer: Any) -> None:
+    """Train from the start or the checkpoint, then write ``final/``."""
+    import transformers
+
+    from .final import save_final
+
+    progress: Progress = trainer.progress
+    context = progress.context
+    # Dropout of each rank from a random state of its own; until here all ranks drew alike, so that weights agree.
+    transformers.set_seed(context.plan.spec.train.seed + context.rank)
+    trainer.train(resume_from_checkpoint=str(context.resume_from) if context.resume_from is not None else None)
+    step = trainer.state.global_step
+    metrics = progress.metrics_at(step)
+    if context.resume_from is not None and not metrics:
+        metrics = (read_json(context.resume_from / MANIFEST) or {}).get("metrics", {})
+    save_final(trainer, progress, metrics)
+    if progress.ledger is not None:
+        progress.ledger.event("finished", step=step, **metrics)
+    context.beat(step, "done")
+
+
+def record_data(
+    ledger: LedgerWriter, context: RankContext, data: PreparedData[Any], num_sequences: int, max_steps: int
+) -> None:
+    """The events that say what the run starts from."""
+    held_out = data.eval
+    ledger.event(
+        "started",
+        run_id=context.plan.run_id,
+        world_size=context.world_size,
+        max_steps=max_steps,
+        rows=len(data.train),
+        sequences=num_sequences,
+        tokens=int(data.train.lengths.sum()),
+        loss_tokens=data.train.num_loss_tokens,
+        truncated_rows=data.train.num_truncated,
+        eval_rows=len(held_out) if held_out is not None else 0,
+        eval_rows_in_train=data.num_eval_rows_in_train,
+        resumed_from=str(context.resume_from.relative_to(context.paths.root)) if context.resume_from else None,
+    )
+    batch = context.plan.batch.global_batch
+    if num_sequences < batch:
+        print(f"note: {num_sequences} sequences fill a global batch of {batch} only by repeating", flush=True)
+    if data.skipped:
+        ledger.event("skipped_rows", count=len(data.skipped), rows=[asdict(row) for row in data.skipped[:LISTED]])
