@@ -30,7 +30,7 @@ from launcher.contract.ledger import merge_metrics, read_rows
 from launcher.contract.paths import RunPaths
 
 ROOT = Path(__file__).parent.parent
-STEPS, MICRO_BATCH, GLOBAL_BATCH, MAX_LENGTH, SEED = 8, 2, 4, 128, 42
+STEPS, MICRO_BATCH, GLOBAL_BATCH, MAX_LENGTH, SEED = 8, 1, 2, 128, 42
 SKIPPED_STEPS = 2
 SPEC = f"""\
 name: throughput

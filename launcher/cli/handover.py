@@ -40,7 +40,8 @@ def hand_over(
         typer.confirm(f"Up to {hours:g} GPU-hours. Submit?", abort=True, err=True)
     for submission in start():
         where = f"Slurm job {submission.job_id}" if submission.job_id else f"process {submission.pid} on this machine"
-        print(f"{submission.run_id}: submitted as {where}", file=sys.stderr)
+        name = f"{submission.run_id} " if len(stages) > 1 else ""
+        print(f"{name}submitted as {where}", file=sys.stderr)
     # A stage that was named alone answers for itself, a pipeline as a whole.
     run_id, run_dir = (first.group, folder.parent) if len(stages) > 1 else (first.run_id, folder)
     code = 0

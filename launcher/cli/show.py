@@ -67,15 +67,18 @@ def show_status(status: "Status | PipelineStatus") -> str:
     if isinstance(status, PipelineStatus):
         lines = [f"{status.run_id}  {status.state}"]
         width = max(len(stage.stage_name) for stage in status.stages)
-        return "\n".join(lines + ["  " + _show_run(stage, stage.stage_name.ljust(width)) for stage in status.stages])
+        lines += [_show_run(stage, stage.stage_name.ljust(width), "  ") for stage in status.stages]
+        return "\n".join(lines)
     return _show_run(status, status.run_id)
 
 
-def _show_run(status: "Status", name: str) -> str:
+def _show_run(status: "Status", name: str, indent: str = "") -> str:
     steps = f"{status.step}/{status.max_steps}" if status.max_steps else str(status.step)
     job = f"job {status.job_id} on {status.cluster}" if status.job_id else status.cluster
-    line = f"{name}  {status.state}  step {steps}  attempt {status.attempt}  {job}"
-    return line + ("\n    reason: " + status.reason.replace("\n", "\n      ") if status.reason else "")
+    lines = [f"{name}  {status.state}  step {steps}  attempt {status.attempt}  {job}"]
+    if status.reason:
+        lines.append("  reason: " + status.reason.replace("\n", "\n    "))
+    return indent + f"\n{indent}".join(lines)
 
 
 def _count(number: int, noun: str) -> str:
