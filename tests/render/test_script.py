@@ -12,8 +12,7 @@ from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 from launcher.contract.spec import Model, Parallel, Script, Train
 from launcher.render import render
-from launcher.render.deepspeed import find_conflicts
-from launcher.spec.deepspeed import read_base
+from launcher.spec.deepspeed import find_conflicts, read_base
 from tests.plans import DEVCLUSTER, H100, plan_on
 
 PATHS = RunPaths(Path("/runs/mine"))
