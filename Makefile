@@ -1,11 +1,11 @@
-# make install | demo | test | gpu | check | wheel | clean
+# make install | demo | test | cells | gpu | check | wheel | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEBIAN_PACKAGES := slurm-wlm slurmdbd mariadb-server munge iproute2
 
-.PHONY: install demo test test-fast gpu check format slurm-packages wheel clean
+.PHONY: install demo test test-fast cells gpu check format slurm-packages wheel clean
 
 install: $(INSTALLED)
 
@@ -30,6 +30,10 @@ test-fast: install
 RESULTS ?= build/gpu.json
 gpu: install
 	$(BIN)/python benchmarks/gpu.py $(RESULTS) $(MODEL)
+
+# Reward and DPO under every strategy on two nodes of the development cluster.
+cells: install slurm-packages
+	$(BIN)/python -m pytest -m cells
 
 check: install
 	$(BIN)/ruff check

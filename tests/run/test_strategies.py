@@ -5,25 +5,32 @@ from pathlib import Path
 
 import pytest
 
+from jobs.tiny import write_tiny
 from launcher.contract.attempt import read_attempts
 from launcher.contract.ledger import Row, events, read_rows
 from launcher.contract.manifest import find_problems
 from launcher.contract.paths import RunPaths
 from tests.conftest import Tuneyard
+from tests.jobs.reload import reload
 
 from .conftest import ROWS, write_profile
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("devcluster")]
 
-SPEC = f"""\
+SPEC = """\
 name: four
-stage: sft
-model: {{base: builtin:tiny, adapter: {{kind: lora, dropout: 0.3}}}}
-data: {{train: {ROWS}, format: messages, max_length: 192, eval: 0.02}}
-train: {{max_steps: 20, micro_batch: 2, global_batch: 8, save_every_steps: 10, eval_every_steps: 10}}
-resources: {{nodes: 2, gpus_per_node: 2, time: 10m}}
-tracking: {{wandb: disabled}}
+model: {base: builtin:tiny, adapter: {kind: lora, dropout: 0.3}}
+data: {max_length: 192, eval: 0.02}
+train: {max_steps: 20, micro_batch: 2, global_batch: 8, save_every_steps: 10, eval_every_steps: 10}
+resources: {nodes: 2, gpus_per_node: 2, time: 10m}
+tracking: {wandb: disabled}
 """
+PAIRS = ROWS.with_name("triage_pairs.jsonl")
+DATA = {
+    "sft": {"train": str(ROWS), "format": "messages"},
+    "reward": {"train": str(PAIRS), "format": "preference"},
+    "dpo": {"train": str(PAIRS), "format": "preference"},
+}
 SHARDS_WEIGHTS = ("fsdp", "zero3")
 
 
@@ -32,12 +39,16 @@ def _steps(rows: list[Row]) -> dict[int, tuple[float, float, int]]:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2", "zero3"])
-def test_a_run_goes_on_from_its_checkpoint_bit_by_bit(tuneyard: Tuneyard, strategy: str) -> None:
+@pytest.mark.parametrize(
+    "stage", ["sft", pytest.param("reward", marks=pytest.mark.cells), pytest.param("dpo", marks=pytest.mark.cells)]
+)
+def test_a_run_goes_on_from_its_checkpoint_bit_by_bit(tuneyard: Tuneyard, stage: str, strategy: str) -> None:
     """NF4 base and dropout. A rank dies when all 20 steps are done and only those up to 10 are saved."""
     spec = tuneyard.folder / "four.yaml"
     spec.write_text(SPEC)
     fault = write_profile(tuneyard.folder, scheduler="slurm", fault="3 evaluate 20 kill")
-    asked = [str(spec), f"parallel.strategy={strategy}", "--cluster", str(fault)]
+    data = [f"data.{key}={value}" for key, value in DATA[stage].items()]
+    asked = [str(spec), f"stage={stage}", *data, f"parallel.strategy={strategy}", "--cluster", str(fault)]
     done = tuneyard("submit", *asked, "--wait", "--json")
     assert done.returncode == 1, done.stderr
     assert "rank 3 on" in done.stderr
@@ -64,3 +75,10 @@ def test_a_run_goes_on_from_its_checkpoint_bit_by_bit(tuneyard: Tuneyard, strate
         assert memory["live_bytes"]["cpu"]["min"] >= check["bytes_local"]
     assert find_problems(paths.checkpoint(2, 20)) == []
     assert tuneyard.status()["state"] == "completed"
+
+    base = tuneyard.folder / "tiny"
+    base.mkdir()
+    write_tiny(base)
+    (plain,) = reload(base, paths.final)
+    assert plain["same"] == plain["live"]
+    assert plain["without"] != plain["live"]
