@@ -53,7 +53,7 @@ SMALL = Adapter(r=8, alpha=16, dropout=0.1)
 def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     folder = tmp_path_factory.mktemp("data")
     pairs = write_rows(folder / "pairs.jsonl", make_pairs(51))
-    # 11 held-out rows on 2 ranks in batches of 2: the last one is there once.
+    # 15 held-out rows on 2 ranks in batches of 2: the last two batches are smaller, and one rank fills its last.
     return Data(train=str(pairs), eval=0.2, max_length=80, format="preference")
 
 
@@ -84,18 +84,19 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory, data: Data, one_rank: Path) -> Path:
-    """Each stage under each strategy: in float32, on an NF4 base, and on the sft adapter; the last two resumed."""
+    """Each stage under each strategy: in float32, and NF4 with the sft adapter, resumed; dpo with a fresh one too."""
     folder = tmp_path_factory.mktemp("two")
     on_sft = replace(QLORA, base=str(one_rank / "sft" / checkpoint(2)), adapter=SMALL)
     starts = []
     for strategy in STRATEGIES:
         for stage in STAGES:
-            for name, model, train in (("sgd", FLOAT32, PARITY), ("qlora", QLORA, SHORT), ("on-sft", on_sft, SHORT)):
-                root = folder / f"{strategy}-{stage}-{name}"
-                options: Any = {"parallel": Parallel(strategy=strategy), "stage": stage}
-                starts.append(Start(write_run(root, 2, model=model, data=data, train=train, **options)))
-                if (stage, name) in (("reward", "qlora"), ("dpo", "on-sft")):
-                    starts.append(Start(root, 2, checkpoint(2)))
+            options: Any = {"parallel": Parallel(strategy=strategy), "stage": stage, "data": data}
+            root = folder / f"{strategy}-{stage}-sgd"
+            starts.append(Start(write_run(root, 2, model=FLOAT32, train=PARITY, **options)))
+            root = write_run(folder / f"{strategy}-{stage}-on-sft", 2, model=on_sft, train=SHORT, **options)
+            starts += [Start(root), Start(root, 2, checkpoint(2))]
+        root = folder / f"{strategy}-dpo-qlora"
+        starts.append(Start(write_run(root, 2, model=QLORA, train=SHORT, **options)))
     launch(2, starts, timeout=600)
     return folder
 
@@ -111,15 +112,15 @@ def test_accumulation_over_two_ranks_is_one_large_batch(
         assert set(expected) == set(found) == ({0, 2, 4} if metric.startswith("eval") else {1, 2, 3, 4})
         assert found == pytest.approx(expected, abs=1e-5, rel=1e-5), metric
     assert values(one, "loss")[4] < values(one, "loss")[1]
-    assert values(two, "eval_pairs") == {0: 11, 2: 11, 4: 11}
+    assert values(two, "eval_pairs") == {0: 15, 2: 15, 4: 15}
     for metric in ("tokens", "learning_rate", "epoch"):
         assert values(one, metric) == values(two, metric)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_resumed_run_repeats_an_uninterrupted_one_bit_by_bit(two_ranks: Path, strategy: str) -> None:
-    for stage, name in (("reward", "qlora"), ("dpo", "on-sft")):
-        root = two_ranks / f"{strategy}-{stage}-{name}"
+    for stage in STAGES:
+        root = two_ranks / f"{strategy}-{stage}-on-sft"
         for metric in ("loss", "grad_norm", "tokens", "learning_rate", "eval_loss", *METRICS[stage]):
             straight, resumed = values(root, metric), values(root, metric, attempt=2)
             assert {step: straight[step] for step in resumed} == resumed
@@ -150,8 +151,9 @@ def test_the_reference_is_sharded_and_not_trained(two_ranks: Path, strategy: str
     # Of rank 16 there is one adapter, of rank 8 two.
     assert row["params_total"] == plain["params_total"]
     assert row["trainable_params"] == plain["trainable_params"] / 2
-    sharded = strategy in ("fsdp", "zero3")
-    assert row["params_local"] / row["params_total"] == (pytest.approx(0.52, abs=0.03) if sharded else 1)
+    # DeepSpeed leaves small weights whole, and those of an adapter of rank 8 are.
+    low, high = {"fsdp": (0.5, 0.51), "zero3": (0.5, 0.6)}.get(strategy, (1, 1))
+    assert low <= row["params_local"] / row["params_total"] <= high
     assert row["optimizer_local"] == row["trainable_params"] / (1 if strategy == "ddp" else 2)
 
 
@@ -159,7 +161,7 @@ def test_the_reference_is_sharded_and_not_trained(two_ranks: Path, strategy: str
 def test_what_is_saved_is_one_adapter_on_the_base(two_ranks: Path, strategy: str) -> None:
     for stage in STAGES:
         root = two_ranks / f"{strategy}-{stage}-on-sft"
-        for folder in (root / "final", root / checkpoint(4, 2 if stage == "dpo" else 1)):
+        for folder in (root / "final", root / checkpoint(4, 2)):
             config = json.loads((folder / "adapter_config.json").read_text())
             assert (config["base_model_name_or_path"], config["r"], config["lora_alpha"]) == ("builtin:tiny", 8, 16)
             assert config["task_type"] == {"reward": "SEQ_CLS", "dpo": "CAUSAL_LM"}[stage]
@@ -172,15 +174,12 @@ def test_what_is_saved_is_one_adapter_on_the_base(two_ranks: Path, strategy: str
 
 def test_the_adapters_in_a_fresh_process_with_plain_peft_are_the_live_models(two_ranks: Path, tmp_path: Path) -> None:
     write_tiny(tmp_path)
-    names = [f"{strategy}-{stage}-{name}" for strategy in STRATEGIES for stage, name in KINDS]
+    names = [f"{strategy}-{stage}-on-sft" for strategy in STRATEGIES for stage in STAGES]
     for name, found in zip(names, reload(tmp_path, *(two_ranks / name / "final" for name in names)), strict=True):
         assert found["same"] == pytest.approx(found["live"], rel=1e-6), name
         assert max(abs(a - b) for a, b in zip(found["without"], found["live"], strict=True)) > 0.02
         # transformers multiplies the head in the base's bfloat16, 8 bits of mantissa.
         assert found.get("plain", found["live"]) == pytest.approx(found["live"], rel=0.02, abs=0.02)
-
-
-KINDS = (("reward", "on-sft"), ("dpo", "on-sft"))
 
 
 def test_the_base_is_in_memory_once(one_rank: Path) -> None:
