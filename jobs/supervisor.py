@@ -29,6 +29,7 @@ from launcher.contract.checkpoints import newest_checkpoint
 from launcher.contract.environment import read_environment
 from launcher.contract.files import make_folder
 from launcher.contract.paths import RunPaths
+from launcher.contract.pipeline import read_pipeline
 from launcher.contract.plan import Plan
 
 POLL_SECONDS = 0.2
@@ -111,7 +112,16 @@ def _attempt(paths: RunPaths, plan: Plan, number: int, signals: _Signals) -> int
     exporter.finish()
     if ending.state != "interrupted":  # Slurm may requeue an interrupted run, which then needs its tokens again
         paths.secrets.unlink(missing_ok=True)
+    if ending.state in ("failed", "cancelled"):
+        for later in _later_stages(paths):  # they will not start, and `tuneyard retry` writes theirs anew
+            later.secrets.unlink(missing_ok=True)
     return ending.exit_code
+
+
+def _later_stages(paths: RunPaths) -> list[RunPaths]:
+    pipeline = read_pipeline(paths.root.parent)
+    names = pipeline.stages if pipeline is not None else []
+    return [RunPaths(paths.root.parent / name) for name in names[names.index(paths.root.name) + 1 :]] if names else []
 
 
 def _watch(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks, signals: _Signals) -> Ending:

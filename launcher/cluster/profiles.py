@@ -21,6 +21,7 @@ from .accelerator import detect_accelerator
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SBATCH_NAME = re.compile(r"[a-z][a-z0-9-]*")
 _SLURM_ONLY = ("partition", "account", "slurm_conf", "sbatch", "srun_args")
+_CHAIN_OPTIONS = ("dependency", "kill-on-invalid-dep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,8 @@ def _find_complaints(cluster: Cluster) -> Iterator[tuple[str, str, str]]:
     for name, value in cluster.sbatch.items():
         if not _SBATCH_NAME.fullmatch(name):
             yield f"sbatch.{name}", "no long sbatch option is called so", "its name without dashes in front: exclusive"
+        elif name in _CHAIN_OPTIONS:
+            yield f"sbatch.{name}", "chains the stages of a pipeline", "remove the key"
         elif not isinstance(value, str | int | float | None) or "\n" in str(value):
             yield f"sbatch.{name}", "an option takes one line of text, a number, true or false", "write one value"
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import launcher
@@ -39,8 +39,12 @@ FREE_TRAIN_KEYS = (
 )
 
 
-def plan_resume(paths: RunPaths, overrides: Sequence[str], *, cluster: str | None) -> Plan:
+def plan_resume(
+    paths: RunPaths, overrides: Sequence[str], *, cluster: str | None, together: Collection[str] = ()
+) -> Plan:
     """Plan the continuation of the run in ``paths``, with ``overrides`` laid over its spec; writes nothing.
+
+    ``together`` are the stages of its pipeline that are handed over with it.
 
     Raises:
         UserError: an override would make it another run, its checkpoint cannot go on with as many ranks, or there is
@@ -65,6 +69,7 @@ def plan_resume(paths: RunPaths, overrides: Sequence[str], *, cluster: str | Non
         after=before.after,
     )
     _refuse_another_world_size(loaded, plan, before, paths)
+    refuse_orphan(plan, paths, together)
     if paths.completion.exists():
         done = max((row["step"] for row in merge_metrics(read_run(paths))), default=0)
         length = (plan.spec.train.max_steps, plan.spec.train.epochs)
@@ -77,6 +82,20 @@ def plan_resume(paths: RunPaths, overrides: Sequence[str], *, cluster: str | Non
                 f"hint: tuneyard resume {before.run_id} {change} goes on from there"
             )
     return plan
+
+
+def refuse_orphan(plan: Plan, paths: RunPaths, together: Collection[str] = ()) -> None:
+    """A stage starts only when the one before it is complete, or after it where both are handed over ``together``.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if plan.after is None or plan.after in together or RunPaths(paths.root.parent / plan.after).completion.exists():
+        return
+    raise UserError(
+        f"{plan.run_id}: the stage {plan.after} before it is not complete; nothing was submitted\n"
+        f"hint: tuneyard retry {plan.group} runs both, when {plan.after} has ended"
+    )
 
 
 def resume(plan: Plan, paths: RunPaths, after: str | None = None) -> Submission:
@@ -159,14 +178,16 @@ def _reopened(paths: RunPaths) -> Iterator[None]:
         os.rename(paths.submission, moved[paths.submission])
     except FileNotFoundError:
         raise UserError(f"{paths.root.name} is being resumed by another command") from None
+    done = [paths.submission]
     try:
-        for old, new in moved.items():
+        # Told by hand: an earlier resume may have left records of the same names.
+        for old in (paths.completion, paths.cancelled):
             if old.exists():
-                os.rename(old, new)
+                os.rename(old, moved[old])
+                done.append(old)
         yield
     except BaseException:
-        for old, new in moved.items():
-            if new.exists():
-                os.rename(new, old)
+        for old in done:
+            os.rename(moved[old], old)
         render_all(before)
         raise

@@ -56,7 +56,7 @@ def submit_job(plan: Plan, paths: RunPaths, after: str | None = None) -> str:
         executor._internal_update_parameters(**_parameters(plan, paths, after))
         text = executor._make_submission_file_text(executor._submitit_command_str, "")
         if text != script:
-            raise ClusterError("the preview differs from what submitit would submit: nothing was submitted")
+            raise ClusterError(f"{plan.run_id}: the preview differs from what submitit would submit")
         try:
             return str(executor.submit(supervisor.run, str(paths.root)).job_id)
         except (FailedJobError, FailedSubmissionError) as error:
@@ -64,7 +64,7 @@ def submit_job(plan: Plan, paths: RunPaths, after: str | None = None) -> str:
             if job_id := _find_job(plan):
                 return job_id
             raise ClusterError(
-                f"sbatch refused, nothing was submitted: {_last_words(error)}\n"
+                f"sbatch refused {plan.run_id}: {_last_words(error)}\n"
                 f"hint: `tuneyard plan --script` shows what was asked of {plan.cluster.name}; submit on a login node"
             ) from error
 
@@ -83,8 +83,9 @@ def _find_job(plan: Plan) -> str | None:
 @contextmanager
 def _scheduler_environment(plan: Plan) -> Iterator[None]:
     saved = dict(os.environ)
+    wanted = scheduler_environment(plan.cluster.slurm_conf)  # made of the environment that is cleared next
     os.environ.clear()
-    os.environ.update(scheduler_environment(plan.cluster.slurm_conf))
+    os.environ.update(wanted)
     try:
         yield
     finally:

@@ -7,13 +7,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.contract.files import make_folder, write_json, write_text
+from launcher.contract.files import make_folder, read_json, write_json, write_text
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 from launcher.contract.process import process_start
 from launcher.contract.submission import Submission
 from launcher.contract.values import from_value, to_value
-from launcher.errors import UserError
+from launcher.errors import ClusterError, UserError
 
 from .cancel import cancel_run
 from .prepare import Prepared
@@ -27,19 +27,42 @@ def submit_stages(stages: Sequence[Prepared], repository: Path | None) -> list[S
 
     Raises:
         UserError: as :func:`submit`.
-        ClusterError: one was refused; those before it are taken back, so nothing was submitted.
+        ClusterError: one was refused, and those before it are taken back; the message says what could not be.
     """
     done: list[Submission] = []
     try:
         for stage in stages:
             done.append(submit(stage.plan, stage.paths, repository, done[-1].job_id if done else None))
+    except ClusterError as error:
+        raise refuse(error, _take_back(stages[: len(done)])) from error
     except BaseException:
-        for stage in reversed(stages[: len(done)]):
-            cancel_run(stage.paths)
-            stage.paths.submission.unlink()
-            stage.paths.cancelled.unlink()
+        _take_back(stages[: len(done)])
         raise
     return done
+
+
+def refuse(error: ClusterError, submitted: Sequence[Submission]) -> ClusterError:
+    """``error`` with the end that a refusal has: what of the same command is in the queue all the same."""
+    what, _, hint = str(error).partition("\n")
+    if not submitted:
+        return ClusterError(f"{what}; nothing was submitted" + (f"\n{hint}" if hint else ""))
+    names = ", ".join(f"{item.run_id} (job {item.job_id})" for item in submitted)
+    group = submitted[0].run_id.partition("/")[0]
+    return ClusterError(f"{what}; still submitted: {names}\nhint: tuneyard cancel {group}, then tuneyard retry {group}")
+
+
+def _take_back(stages: Sequence[Prepared]) -> list[Submission]:
+    """End ``stages`` and forget that they were submitted, the last one first; returns those that may still run."""
+    left = []
+    for stage in reversed(stages):
+        try:
+            cancel_run(stage.paths)
+        except ClusterError:
+            left.append(from_value(Submission, read_json(stage.paths.submission)))
+            continue
+        stage.paths.submission.unlink()
+        stage.paths.cancelled.unlink()
+    return left[::-1]
 
 
 def submit(plan: Plan, paths: RunPaths, repository: Path | None, after: str | None = None) -> Submission:
@@ -65,7 +88,7 @@ def submit(plan: Plan, paths: RunPaths, repository: Path | None, after: str | No
     try:
         take_snapshot(paths, repository)
         # A run that goes on keeps the script that it began with.
-        if plan.spec.script is not None and repository is not None:
+        if plan.spec.script is not None and (repository is not None or not paths.script_sources.exists()):
             copy_sources(plan.spec.script, Path(plan.runs), paths.script_sources)
         make_folder(paths.root / "logs")
         _hand_secrets_over(plan, paths)
