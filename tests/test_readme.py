@@ -162,7 +162,7 @@ def test_the_files_of_a_run_are_those_that_its_paths_know() -> None:
     paths = RunPaths(Path())
     known = {paths.spec_source, paths.spec, paths.plan, paths.rendered, paths.code, paths.git, paths.submission}
     known |= {paths.attempt(1), paths.logs(1), paths.heartbeats, paths.ledger(1), paths.checkpoint(1, 20)}
-    known |= {paths.final, paths.summary}
+    known |= {paths.final, paths.summary, paths.lineage}
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     section = text.partition("## What is in the run directory")[2].partition("\n## ")[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]

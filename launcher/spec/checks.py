@@ -228,7 +228,7 @@ _LOOKS_AT: dict[Callable[[Spec], Iterator[Complaint]], tuple[str, ...]] = {
     _check_loss: ("train.loss_on", "data.format"),
     _check_format: ("stage", "data.format"),
     _check_pairs: ("stage", "model.quantization"),
-    _check_sections: ("stage",),
+    _check_stage_sections: ("stage",),
     _check_dpo: ("stage", "dpo.loss_type"),
     _check_stored_adapter: ("stage", "model.base"),
     _check_offload: ("parallel.offload", "parallel.strategy"),
