@@ -21,15 +21,18 @@ def logs(
     from launcher.contract.attempt import read_attempts
     from launcher.contract.plan import Plan
     from launcher.errors import UserError
-    from launcher.observe import find_run, read_status
+    from launcher.observe import read_status
 
-    paths = find_run(run, runs)
+    from .named import find_named
+
+    paths = find_named(run, runs).current
     attempts = {item.number: item for item in read_attempts(paths)}
     if not attempts:
         # What went wrong before the supervisor could start is in the job's own log.
         batch = sorted((paths.root / "logs").glob("batch-*.log"), key=lambda file: file.stat().st_mtime)
         if not batch:
-            raise UserError(f"{paths.root.name} has not started: no logs yet\nhint: tuneyard status {paths.root.name}")
+            run_id = read_status(paths).run_id
+            raise UserError(f"{run_id} has not started: no logs yet\nhint: tuneyard status {run_id}")
         print(f"==> {batch[-1]}", file=sys.stderr)
         sys.stdout.write(batch[-1].read_text(encoding="utf-8", errors="replace"))
         return

@@ -24,18 +24,19 @@ def plan(
     import sys
 
     from launcher.contract.files import read_json
-    from launcher.observe.find import find_stages
     from launcher.submit import prepare
 
+    from .named import find_named
+
     # Before this plan has a directory, which the name could mean as well.
-    other = find_stages(diff, runs) if diff is not None else None
+    other = find_named(diff, runs) if diff is not None else None
     stages = prepare(spec, overrides or [], cluster=cluster, runs=runs)
     if other is not None:
-        for mine, theirs in _pair([stage.paths for stage in stages], other):
-            print(_diff(mine, theirs), end="")
+        print(_compare([stage.paths for stage in stages], other.stages), end="")
     elif as_json:
         plans = [read_json(stage.paths.plan) for stage in stages]
-        print(json.dumps(plans[0] if len(plans) == 1 else plans, indent=2, ensure_ascii=False))
+        is_pipeline = stages[0].plan.run_id != stages[0].plan.group
+        print(json.dumps(plans if is_pipeline else plans[0], indent=2, ensure_ascii=False))
     elif script:
         sys.stdout.write("".join(stage.script for stage in stages))
     else:
@@ -44,12 +45,15 @@ def plan(
         print("\n\n".join(show_plan(stage.plan, stage.paths) for stage in stages))
 
 
-def _pair(mine: "list[RunPaths]", theirs: "list[RunPaths]") -> "list[tuple[RunPaths, RunPaths]]":
-    """Stages of one name together; two single runs whatever their names."""
+def _compare(mine: "list[RunPaths]", theirs: "list[RunPaths]") -> str:
+    """The differences stage by stage, two runs alone whatever their names; then what has no counterpart."""
     if len(mine) == len(theirs) == 1:
-        return [(mine[0], theirs[0])]
-    named = {paths.root.name: paths for paths in theirs}
-    return [(paths, named[paths.root.name]) for paths in mine if paths.root.name in named]
+        return _diff(mine[0], theirs[0])
+    by_name = {paths.root.name: paths for paths in theirs}
+    names = {paths.root.name for paths in mine}
+    text = "".join(_diff(paths, by_name[paths.root.name]) for paths in mine if paths.root.name in by_name)
+    text += "".join(f"only there: {_read_id(paths)}\n" for paths in theirs if paths.root.name not in names)
+    return text + "".join(f"only here: {_read_id(paths)}\n" for paths in mine if paths.root.name not in by_name)
 
 
 def _diff(paths: "RunPaths", other: "RunPaths") -> str:
@@ -59,8 +63,14 @@ def _diff(paths: "RunPaths", other: "RunPaths") -> str:
     lines = difflib.unified_diff(
         other.plan.read_text(encoding="utf-8").splitlines(keepends=True),
         paths.plan.read_text(encoding="utf-8").splitlines(keepends=True),
-        fromfile=other.root.name,
-        tofile=paths.root.name,
+        fromfile=_read_id(other),
+        tofile=_read_id(paths),
         n=1,
     )
     return "".join(lines)
+
+
+def _read_id(paths: "RunPaths") -> str:
+    from launcher.contract.plan import Plan
+
+    return Plan.load(paths.plan).run_id

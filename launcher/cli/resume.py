@@ -14,22 +14,23 @@ def resume(
 ) -> None:
     """Go on with a run that has ended, as a new attempt; train.max_steps=N extends a finished one."""
     from launcher.errors import UserError
-    from launcher.observe import find_stages, read_status
+    from launcher.observe import read_status
     from launcher.submit.resume import plan_resume
     from launcher.submit.resume import resume as start
 
     from .handover import hand_over
+    from .named import find_named
 
-    stages = find_stages(run, runs)
-    if len(stages) > 1:
-        group = stages[0].root.parent.name
+    found = find_named(run, runs)
+    if found.is_pipeline:
+        group = found.root.name
         raise UserError(
             f"{group} is a pipeline; nothing was submitted\nhint: tuneyard retry {group} runs what is left of it, "
-            f"tuneyard resume {group}/{stages[-1].root.name} one stage"
+            f"tuneyard resume {group}/{found.stages[-1].root.name} one stage"
         )
-    (paths,) = stages
-    state = read_status(paths).state
-    if state in ("pending", "running", "unknown"):
-        raise UserError(f"{paths.root.name} is {state}; only a run that has ended can be resumed")
+    (paths,) = found.stages
+    status = read_status(paths)
+    if status.state in ("pending", "running", "unknown"):
+        raise UserError(f"{status.run_id} is {status.state}; only a run that has ended can be resumed")
     plan = plan_resume(paths, overrides or [], cluster=cluster)
-    hand_over([(plan, paths)], lambda: [start(plan, paths)], wait=wait, yes=yes, as_json=as_json)
+    hand_over([(plan, paths)], lambda: [start(plan, paths)], root=found.root, wait=wait, yes=yes, as_json=as_json)

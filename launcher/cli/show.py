@@ -66,7 +66,10 @@ def show_status(status: "Status | PipelineStatus") -> str:
 
     if isinstance(status, PipelineStatus):
         lines = [f"{status.run_id}  {status.state}"]
-        width = max(len(stage.stage_name) for stage in status.stages)
+        # Else the stage that decides has said it.
+        if status.reason and not status.stages:
+            lines.append(f"  reason: {status.reason}")
+        width = max((len(stage.stage_name) for stage in status.stages), default=0)
         lines += [_show_run(stage, stage.stage_name.ljust(width), "  ") for stage in status.stages]
         return "\n".join(lines)
     return _show_run(status, status.run_id)

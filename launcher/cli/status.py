@@ -16,15 +16,11 @@ def status(
     import dataclasses
     import json
 
-    from launcher.observe import find_stages, list_runs, read_any, read_status
+    from launcher.observe import find_root, list_runs, read_all
 
     from .show import show_status
 
-    if run is None:
-        found = [read_any(folder) for folder in list_runs(runs.resolve())]
-    else:
-        stages = find_stages(run, runs)
-        found = [read_any(stages[0].root.parent) if len(stages) > 1 else read_status(stages[0])]
+    found = read_all(list_runs(runs.resolve()) if run is None else [find_root(run, runs)])
     if as_json:
         values = [dataclasses.asdict(item) for item in found]
         print(json.dumps(values[0] if run else values, indent=2))

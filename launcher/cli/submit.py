@@ -19,4 +19,5 @@ def submit(
 
     stages = prepare(spec, overrides or [], cluster=cluster, runs=runs)
     planned = [(stage.plan, stage.paths) for stage in stages]
-    hand_over(planned, lambda: submit_stages(stages, spec), wait=wait, yes=yes, as_json=as_json)
+    root = runs.resolve() / stages[0].plan.group
+    hand_over(planned, lambda: submit_stages(stages, spec), root=root, wait=wait, yes=yes, as_json=as_json)

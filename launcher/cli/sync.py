@@ -11,14 +11,17 @@ def sync(run: RunName, as_json: AsJson = False, runs: RunsFolder = RUNS) -> None
     from launcher.collect.sync import format_sync
     from launcher.collect.sync import sync as sync_run
     from launcher.errors import UserError
-    from launcher.observe import find_stages, read_status
+    from launcher.observe import read_statuses
 
-    stages = [paths for paths in find_stages(run, runs) if paths.submission.exists()]
+    from .named import find_named
+
+    found = find_named(run, runs)
+    stages = [paths for paths in found.stages if paths.submission.exists()]
     if not stages:
         raise UserError(f"{run} was never submitted: there is nothing to sync")
-    results = [sync_run(paths, read_status(paths).state) for paths in stages]
+    results = [sync_run(paths, status.state) for paths, status in zip(stages, read_statuses(stages), strict=True)]
     if as_json:
         values = [dataclasses.asdict(result) for result in results]
-        print(json.dumps(values[0] if len(values) == 1 else values, indent=2))
+        print(json.dumps(values if found.is_pipeline else values[0], indent=2))
     else:
         print("\n\n".join(format_sync(result) for result in results))

@@ -6,6 +6,7 @@ import time
 from launcher.contract.attempt import read_attempts
 from launcher.contract.ledger import merge_metrics, read_run
 from launcher.contract.paths import RunPaths
+from launcher.contract.plan import Plan
 from launcher.observe import read_status
 
 SHOWN = ("loss", "eval_loss", "grad_norm", "learning_rate", "tokens_per_s")
@@ -13,7 +14,7 @@ FILE_SECONDS = 1.0
 """Between two looks at the run's own files; the scheduler is asked no more often than the profile's poll_seconds."""
 
 
-def wait_for(paths: RunPaths, poll_seconds: float) -> int:
+def wait_for(plan: Plan, paths: RunPaths) -> int:
     """Print progress to stderr until the run has ended; returns its exit code, 130 for Ctrl-C."""
     # A resumed run has rows already.
     shown = {(row["step"], name) for row in merge_metrics(read_run(paths)) for name in row}
@@ -30,11 +31,11 @@ def wait_for(paths: RunPaths, poll_seconds: float) -> int:
                     last_line = line
                 if status.state not in ("pending", "running", "unknown"):
                     _show_metrics(paths, shown)
-                    return _end(paths, status.state)
-                next_question = time.monotonic() + poll_seconds
+                    return _end(plan, paths, status.state)
+                next_question = time.monotonic() + plan.cluster.poll_seconds
             time.sleep(FILE_SECONDS)
     except KeyboardInterrupt:
-        print(f"\nthe run goes on; follow it with: tuneyard status {paths.root.name}", file=sys.stderr)
+        print(f"\nthe run goes on; follow it with: tuneyard status {plan.run_id}", file=sys.stderr)
         return 130
 
 
@@ -48,7 +49,7 @@ def _show_metrics(paths: RunPaths, shown: set[tuple[int, str]]) -> None:
             print(f"step {row['step']:>5}  {values}", file=sys.stderr)
 
 
-def _end(paths: RunPaths, state: str) -> int:
+def _end(plan: Plan, paths: RunPaths, state: str) -> int:
     attempts = read_attempts(paths)
     ending = attempts[-1].ended if attempts else None
     if state == "completed":
@@ -56,5 +57,5 @@ def _end(paths: RunPaths, state: str) -> int:
         return 0
     for line in ending.log if ending else []:
         print(f"  | {line}", file=sys.stderr)
-    print(f"logs: tuneyard logs {paths.root.name}", file=sys.stderr)
+    print(f"logs: tuneyard logs {plan.run_id}", file=sys.stderr)
     return 1

@@ -1,16 +1,17 @@
 """What became of a run: the scheduler's word and the run's own files, as one state."""
 
-from .find import find_run, find_stages, list_runs
-from .pipeline import PipelineStatus, read_any
-from .status import Status, read_or_tell, read_status
+from .find import Found, find, find_root, list_runs
+from .pipeline import PipelineStatus, read_all
+from .status import Status, read_status, read_statuses
 
 __all__ = [
+    "Found",
     "PipelineStatus",
     "Status",
-    "find_run",
-    "find_stages",
+    "find",
+    "find_root",
     "list_runs",
-    "read_any",
-    "read_or_tell",
+    "read_all",
     "read_status",
+    "read_statuses",
 ]

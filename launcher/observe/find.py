@@ -1,12 +1,35 @@
 """Finds a run by id, unique prefix, name, directory, ``last`` or ``last-1``."""
 
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.contract.files import read_json
 from launcher.contract.paths import PIPELINE, RunPaths
 from launcher.contract.pipeline import list_stages
 from launcher.errors import UserError
+
+DAMAGE = (OSError, AttributeError, LookupError, TypeError, ValueError)
+"""What reading a file raises that is not as tuneyard wrote it: no JSON, another kind of value, a key too few."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a name means: a run, one stage of a pipeline, or a pipeline as a whole.
+
+    ``root`` is its folder; ``stages`` the runs in it, in their order, of a run or a stage itself; ``missing`` names
+    the stages of a pipeline that have no run directory any more.
+    """
+
+    root: Path
+    stages: list[RunPaths]
+    is_pipeline: bool = False
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def current(self) -> RunPaths:
+        """The first stage that is not complete, else the last."""
+        return next((paths for paths in self.stages if not paths.completion.exists()), self.stages[-1])
 
 
 def list_runs(runs: Path) -> list[Path]:
@@ -15,34 +38,54 @@ def list_runs(runs: Path) -> list[Path]:
     return sorted((folder for folder, t in found.items() if t is not None), key=lambda folder: -(found[folder] or 0.0))
 
 
-def find_stages(name: str, runs: Path) -> list[RunPaths]:
-    """The runs that ``name`` means: one, or all stages of a pipeline; ``PIPELINE/STAGE`` is one of them.
+def find(name: str, runs: Path) -> Found:
+    """The run, the pipeline or, as ``PIPELINE/STAGE``, the stage that ``name`` means.
 
     Raises:
-        UserError: no run, or several, are meant.
+        UserError: as :func:`find_root`; the pipeline's record is damaged, or all of its stages are gone.
+    """
+    return _look_into(find_root(name, runs))
+
+
+def find_root(name: str, runs: Path) -> Path:
+    """The folder of what ``name`` means; a damaged pipeline has one as well.
+
+    Raises:
+        UserError: nothing, or several, are meant.
     """
     if (as_folder := Path(name).resolve()) and _is_run(as_folder):
-        return list_stages(as_folder)
-    runs = runs.resolve()
+        return as_folder
     head, _, stage = name.partition("/")
-    stages = list_stages(_find_folder(head, runs))
+    root = _find_folder(head, runs.resolve())
     if not stage:
-        return stages
-    for paths in stages:
-        if paths.root.name == stage and len(stages) > 1:
-            return [paths]
-    known = ", ".join(paths.root.name for paths in stages) if len(stages) > 1 else "none: it is a single run"
-    raise UserError(f"{name}: no stage {stage}; the stages of {stages[0].root.parent.name} are {known}")
+        return root
+    if not (root / PIPELINE).is_file():
+        raise UserError(f"{name}: {root.name} is a single run, without stages")
+    if _is_run(root / stage):
+        return root / stage
+    known = ", ".join(paths.root.name for paths in _look_into(root).stages)
+    raise UserError(f"{name}: no stage {stage}; the stages of {root.name} are {known}")
 
 
-def find_run(name: str, runs: Path) -> RunPaths:
-    """The one run that ``name`` means; of a pipeline the first stage that is not complete, else the last.
+def name_by_place(root: Path) -> str:
+    """The run id of the run in ``root`` by its place, for where its plan cannot be read."""
+    return f"{root.parent.name}/{root.name}" if (root.parent / PIPELINE).is_file() else root.name
 
-    Raises:
-        UserError: no run, or several, are meant.
-    """
-    stages = find_stages(name, runs)
-    return next((paths for paths in stages if not paths.completion.exists()), stages[-1])
+
+def _look_into(root: Path) -> Found:
+    if not (root / PIPELINE).is_file():
+        return Found(root=root, stages=[RunPaths(root)])
+    try:
+        stages = list_stages(root)
+    except DAMAGE as error:
+        raise UserError(
+            f"{root / PIPELINE} cannot be read: {error}\nhint: each stage is a run of its own, {root.name}/STAGE"
+        ) from error
+    there = [paths for paths in stages if paths.plan.is_file()]
+    if not there:
+        raise UserError(f"{root.name}: the folders of all its stages are gone")
+    missing = [paths.root.name for paths in stages if paths not in there]
+    return Found(root=root, stages=there, is_pipeline=True, missing=missing)
 
 
 def _find_folder(name: str, runs: Path) -> Path:
@@ -81,7 +124,7 @@ def _submitted_at(folder: Path) -> float | None:
     try:
         records = [read_json(paths.submission) for paths in list_stages(folder)]
         return max((float(record["t"]) for record in records if record is not None), default=None)
-    except (KeyError, TypeError, ValueError):
+    except DAMAGE:
         return 0.0  # a damaged record must not hide the other runs
 
 
@@ -89,5 +132,5 @@ def _read_name(folder: Path) -> str | None:
     try:
         record = read_json(folder / PIPELINE) or read_json(RunPaths(folder).spec) or {}
         return record.get("name")
-    except ValueError:
+    except DAMAGE:
         return None

@@ -1,5 +1,6 @@
 """Joins what the scheduler says with the run's own files into one state, step and reason."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from launcher.contract.attempt import Attempt, Ending, read_attempts
@@ -9,6 +10,7 @@ from launcher.contract.plan import Plan
 from launcher.contract.process import is_running
 from launcher.contract.submission import Submission, read_submission
 
+from .find import DAMAGE, name_by_place
 from .slurm import ENDINGS, STATES, JobView, ask_jobs
 
 
@@ -33,25 +35,97 @@ class Status:
         return self.run_id.rpartition("/")[2]
 
 
+@dataclass(frozen=True)
+class _HandOver:
+    """Where a run went, as far as its files tell: ``plan`` is None where they are damaged, ``damage`` says how."""
+
+    paths: RunPaths
+    plan: Plan | None
+    submission: Submission | None = None
+    damage: str = ""
+
+    @property
+    def before(self) -> RunPaths | None:
+        """The run that must be complete before this one starts."""
+        return RunPaths(self.paths.root.parent / self.plan.after) if self.plan and self.plan.after else None
+
+
 def read_status(paths: RunPaths) -> Status:
-    """The state of one run; asks Slurm at most twice."""
-    plan = Plan.load(paths.plan)
-    submission = read_submission(paths)
+    """The state of one run; Slurm is asked at most twice, as by :func:`read_statuses`."""
+    return read_statuses([paths])[0]
+
+
+def read_statuses(runs: Sequence[RunPaths]) -> list[Status]:
+    """The states of ``runs``, of each stage with those before it.
+
+    Slurm is asked at most twice for all runs of one slurm.conf together. A run whose files are damaged is
+    ``unknown``, and does not hide the others.
+    """
+    hand_overs: dict[RunPaths, _HandOver] = {}
+    for paths in runs:
+        _gather(paths, hand_overs)
+    jobs = _ask(hand_overs.values())
+    statuses: dict[RunPaths, Status] = {}
+    for paths, this in hand_overs.items():
+        before = hand_overs[this.before] if this.before else None
+        parent = statuses[this.before].state if this.before else None
+        try:
+            statuses[paths] = _judge(this, jobs.get(paths), before, parent)
+        except DAMAGE as error:
+            statuses[paths] = _tell_damage(paths, str(error))
+    return [statuses[paths] for paths in runs]
+
+
+def _gather(paths: RunPaths, found: dict[RunPaths, _HandOver]) -> None:
+    """Add the hand-over of ``paths`` to ``found``, those of the stages before it first."""
+    if paths in found:
+        return
+    try:
+        this = _HandOver(paths, Plan.load(paths.plan), read_submission(paths))
+    except DAMAGE as error:
+        this = _HandOver(paths, None, damage=str(error))
+    if this.before is not None:
+        _gather(this.before, found)
+    found[paths] = this
+
+
+def _ask(hand_overs: Iterable[_HandOver]) -> dict[RunPaths, JobView]:
+    """What Slurm says of the jobs of all runs that are not complete."""
+    wanted: dict[str | None, dict[RunPaths, str]] = {}
+    for this in hand_overs:
+        if this.plan and this.submission and this.submission.job_id and not this.paths.completion.exists():
+            wanted.setdefault(this.plan.cluster.slurm_conf, {})[this.paths] = this.submission.job_id
+    views: dict[RunPaths, JobView] = {}
+    for slurm_conf, jobs in wanted.items():
+        answer = ask_jobs(list(jobs.values()), slurm_conf)
+        views |= {paths: answer[job] for paths, job in jobs.items() if job in answer}
+    return views
+
+
+def _judge(this: _HandOver, job: JobView | None, before: _HandOver | None, parent: str | None) -> Status:
+    """The state of one run; ``parent`` is that of the stage ``before`` it. Its records are read after Slurm was
+    asked: a job that has left the queue has written them."""
+    paths, plan, submission = this.paths, this.plan, this.submission
+    if plan is None:
+        return _tell_damage(paths, this.damage)
     attempts = read_attempts(paths)
-    job = None
-    if submission is not None and submission.job_id is not None and not paths.completion.exists():
-        job = ask_jobs([submission.job_id], plan.cluster.slurm_conf).get(submission.job_id)
     last = attempts[-1] if attempts else None
+    is_cancelled = paths.cancelled.exists()
     state, reason = decide(
-        is_complete=paths.completion.exists(),
-        is_cancelled=paths.cancelled.exists(),
-        submission=submission,
-        last=last,
-        job=job,
+        is_complete=paths.completion.exists(), is_cancelled=is_cancelled, submission=submission, last=last, job=job
     )
-    if plan.after is not None and submission is not None and not (last and _belongs(last, submission)):
-        parent = read_status(RunPaths(paths.root.parent / plan.after))
-        state, reason = decide_waiting(state, reason, plan.after, parent.state)
+    has_started = state == "completed" or (last and submission and _belongs(last, submission))
+    if before is not None and parent is not None and not has_started:
+        earlier = before.submission
+        state, reason = decide_waiting(
+            state,
+            reason,
+            plan,
+            parent,
+            submission=submission,
+            is_cancelled=is_cancelled,
+            is_parent_newer=bool(submission and earlier and earlier.t > submission.t),
+        )
     # An older attempt may have been further, or have had more ranks.
     beats = [beat.step for beat in read_heartbeats(paths) if last is not None and beat.attempt == last.number]
     return Status(
@@ -61,30 +135,26 @@ def read_status(paths: RunPaths) -> Status:
         state=state,
         step=max(beats, default=0),
         max_steps=plan.spec.train.max_steps,
-        attempt=attempts[-1].number if attempts else 0,
+        attempt=last.number if last else 0,
         reason=reason,
         cluster=plan.cluster.name,
         job_id=submission.job_id if submission else None,
     )
 
 
-def read_or_tell(paths: RunPaths) -> Status:
-    """As :func:`read_status`; a run whose files are damaged is ``unknown``, and does not hide the others."""
-    try:
-        return read_status(paths)
-    except (OSError, TypeError, ValueError) as error:
-        return Status(
-            run_id=paths.root.name,
-            run_dir=str(paths.root),
-            stage="",
-            state="unknown",
-            step=0,
-            max_steps=None,
-            attempt=0,
-            reason=f"its files cannot be read: {error}",
-            cluster="",
-            job_id=None,
-        )
+def _tell_damage(paths: RunPaths, damage: str) -> Status:
+    return Status(
+        run_id=name_by_place(paths.root),
+        run_dir=str(paths.root),
+        stage="",
+        state="unknown",
+        step=0,
+        max_steps=None,
+        attempt=0,
+        reason=f"its files cannot be read: {damage}",
+        cluster="",
+        job_id=None,
+    )
 
 
 def decide(
@@ -103,6 +173,8 @@ def decide(
     if ending is not None and ending.state != "interrupted":
         # Completed without the record in sight: a network file system shows it a little later.
         return ending.state, None if ending.state == "completed" else ending.reason
+    if submission.job_id is None and submission.pid is None and is_cancelled:
+        return "cancelled", "cancelled by the user"  # a claim that nothing came of; cancel has made sure
     if submission.scheduler == "local":
         if submission.pid is None:
             return "unknown", "the launcher stopped between claiming the run and starting it"
@@ -126,12 +198,31 @@ def decide(
     return _ended(ending, is_cancelled, f"Slurm says {job.state}, and the job left no record; see logs/batch-*.log")
 
 
-def decide_waiting(state: str, reason: str | None, stage: str, parent: str) -> tuple[str, str | None]:
-    """State and reason of a stage that has not started yet; ``parent`` is the state of ``stage``, the one before it."""
+def decide_waiting(
+    state: str,
+    reason: str | None,
+    plan: Plan,
+    parent: str,
+    *,
+    submission: Submission | None,
+    is_cancelled: bool,
+    is_parent_newer: bool,
+) -> tuple[str, str | None]:
+    """State and reason of a stage that has not started; ``parent`` is the state of the stage before it, which was
+    handed over again since this one was where ``is_parent_newer``."""
+    retry = f"tuneyard retry {plan.group}"
+    if submission is None:
+        # A submission that was cut off between the two.
+        return ("failed", f"was never submitted; {retry}") if parent == "completed" else (state, reason)
     if parent in ("pending", "running", "unknown") and state in ("pending", "running"):
-        return "pending", f"waits for the stage {stage}"
+        return "pending", f"waits for the stage {plan.after}"
     if parent in ("failed", "cancelled") and state in ("pending", "running", "failed", "cancelled"):
-        return "cancelled", f"never started: the stage {stage} is {parent}"
+        return "cancelled", f"never started: the stage {plan.after} is {parent}"
+    # It ended for its parent's sake, which goes on by now. A local supervisor waits until its attempt begins; Slurm
+    # cancels a job whose dependency has failed, but so may anybody who is not waiting for a stage that is complete.
+    is_gone = state == "failed" if submission.scheduler == "local" else state == "cancelled"
+    if is_gone and not is_cancelled and (submission.scheduler == "local" or parent != "completed" or is_parent_newer):
+        return "cancelled", f"never started, because the stage {plan.after} had not completed; {retry} starts it"
     return state, reason
 
 

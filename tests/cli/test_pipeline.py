@@ -1,0 +1,89 @@
+"""What a user reads of a pipeline: every run by a name that finds it again."""
+
+import json
+import os
+import re
+
+from launcher.contract.paths import PIPELINE
+from tests.conftest import Tuneyard
+from tests.pipelines import end, hand_over, hand_over_gone, make_pipeline
+
+SPEC = """\
+name: one
+stage: script
+script: {path: train.py}
+resources: {nodes: 1, gpus_per_node: 1, time: 10m}
+"""
+
+
+def _plan(tuneyard: Tuneyard, more: str, *arguments: str) -> str:
+    (tuneyard.folder / "train.py").write_text("")
+    (tuneyard.folder / "one.yaml").write_text(SPEC + more)
+    done = tuneyard("plan", "one.yaml", "--cluster", "local", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_pipeline_of_one_stage_answers_to_what_is_printed_of_it(tuneyard: Tuneyard) -> None:
+    (planned,) = json.loads(_plan(tuneyard, "stages: {script: {}}\n", "--json"))
+    stage_id = planned["run_id"]
+    whole = tuneyard.status(stage_id.partition("/")[0])
+    assert [stage["run_id"] for stage in whole["stages"]] == [stage_id]  # type: ignore[attr-defined]
+    assert tuneyard.status(stage_id)["run_id"] == stage_id
+    (runs,) = (path for path in tuneyard.folder.glob("runs/*") if (path / PIPELINE).exists())
+    assert tuneyard("resume", runs.name).stderr.startswith(f"error: {runs.name} is a pipeline")
+
+
+def test_status_of_one_and_of_all_are_of_one_kind(tuneyard: Tuneyard) -> None:
+    (stage,) = make_pipeline(tuneyard.folder / "runs", "sft", run_id="one-7d6ca6")
+    hand_over_gone(stage, t=1.0)
+    (listed,) = json.loads(tuneyard("status", "--json").stdout)
+    assert listed == tuneyard.status("one")
+
+
+def test_a_damaged_pipeline_is_shown_with_the_others(tuneyard: Tuneyard) -> None:
+    for run_id in ("good-000000", "bad-000000"):
+        hand_over_gone(make_pipeline(tuneyard.folder / "runs", "sft", run_id=run_id)[0], t=1.0)
+    (tuneyard.folder / "runs" / "bad-000000" / PIPELINE).write_text("{")
+    done = tuneyard("status")
+    assert done.returncode == 0, done.stderr
+    assert "good-000000  failed" in done.stdout
+    assert "bad-000000  unknown\n  reason: pipeline.json cannot be read" in done.stdout
+    assert tuneyard("status", "bad").stdout in done.stdout
+    refused = tuneyard("cancel", "bad")
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+
+
+def test_hints_name_a_stage_by_its_run_id(tuneyard: Tuneyard) -> None:
+    sft, dpo = make_pipeline(tuneyard.folder / "runs", "sft", "dpo")
+    hand_over(sft, t=1.0, pid=os.getpid())
+    hand_over(dpo, t=1.0, pid=os.getpid())
+    assert "tuneyard status chain-000000/sft" in tuneyard("logs", "chain").stderr
+    assert "error: chain-000000/dpo is pending" in tuneyard("resume", "chain/dpo").stderr
+    assert "error: chain-000000/sft is running" in tuneyard("retry", "chain").stderr
+
+
+def test_a_stage_that_is_gone_leaves_the_others_to_collect(tuneyard: Tuneyard) -> None:
+    sft, dpo = make_pipeline(tuneyard.folder / "runs", "sft", "dpo")
+    hand_over_gone(dpo, t=1.0)
+    end(dpo, t=2.0)
+    sft.plan.unlink()
+    done = tuneyard("collect", "chain", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [summary["run_id"] for summary in json.loads(done.stdout)] == ["chain-000000/dpo"]
+    assert "chain-000000/sft: its run directory is gone" in done.stderr
+    refused = tuneyard("retry", "chain")
+    assert refused.returncode == 2
+    assert "sft cannot be run again" in refused.stderr
+
+
+def test_a_comparison_names_what_has_no_counterpart(tuneyard: Tuneyard) -> None:
+    single = json.loads(_plan(tuneyard, "", "--json"))["run_id"]
+    a, b = (plan["run_id"] for plan in json.loads(_plan(tuneyard, "stages: {a: {}, b: {}}\n", "--json")))
+    text = _plan(tuneyard, "stages: {a: {}, b: {}}\n", "--diff", single)
+    assert text.splitlines() == [f"only there: {single}", f"only here: {a}", f"only here: {b}"]
+    text = _plan(tuneyard, "stages: {a: {resources: {nodes: 1, time: 5m}}, c: {}}\n", "--diff", a.partition("/")[0])
+    here = re.escape(text.splitlines()[-1].removeprefix("only here: ").removesuffix("/c"))
+    assert re.match(rf"--- {a}\n\+\+\+ {here}/a\n", text)
+    assert text.splitlines()[-2] == f"only there: {b}"
