@@ -3,8 +3,14 @@
 import json
 import os
 import re
+from pathlib import Path
 
+import pytest
+import typer
+
+from launcher.cli.handover import hand_over as follow
 from launcher.contract.paths import PIPELINE
+from launcher.contract.plan import Plan
 from tests.conftest import Tuneyard
 from tests.pipelines import end, hand_over, hand_over_gone, make_pipeline
 
@@ -87,3 +93,20 @@ def test_a_comparison_names_what_has_no_counterpart(tuneyard: Tuneyard) -> None:
     here = re.escape(text.splitlines()[-1].removeprefix("only here: ").removesuffix("/c"))
     assert re.match(rf"--- {a}\n\+\+\+ {here}/a\n", text)
     assert text.splitlines()[-2] == f"only there: {b}"
+
+
+def test_waiting_says_which_stage_its_lines_are_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = make_pipeline(tmp_path, "sft", "dpo", "more")
+    for paths in stages:
+        hand_over_gone(paths, t=1.0)
+    end(stages[0], t=2.0, state="completed")
+    end(stages[1], t=4.0)
+    planned = [(Plan.load(paths.plan), paths) for paths in stages]
+    with pytest.raises(typer.Exit) as left:
+        follow(planned, list, root=stages[0].root.parent, wait=True, yes=True, as_json=True)
+    assert left.value.exit_code == 1
+    said, err = capsys.readouterr()
+    assert json.loads(said) == {"run_id": "chain-000000", "run_dir": str(tmp_path / "chain-000000")}
+    lines = err.partition("==> ")[2].splitlines()
+    assert lines[:2] == ["chain-000000/sft", "completed"]
+    assert lines[3:] == ["==> chain-000000/dpo", "failed: failed", "logs: tuneyard logs chain-000000/dpo"]
