@@ -17,8 +17,8 @@ def hash_file(path: Path) -> str:
 
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Relative path -> size in bytes and SHA-256 of every file below ``folder`` but the manifest."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    """Relative path -> size in bytes and SHA-256 of every file below ``folder``."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in files
     }
@@ -28,8 +28,11 @@ def publish(folder: Path, target: Path, **facts: Any) -> None:
     """Write the manifest of ``folder`` with ``facts`` (step, world_size, ...), then rename the folder to ``target``.
 
     Raises:
-        FileExistsError: ``target`` exists; attempts never share a folder to write in.
+        FileExistsError: ``target`` exists (attempts never share a folder to write in), or the folder has a file of the
+            manifest's name.
     """
+    if (folder / MANIFEST).exists():
+        raise FileExistsError(f"{folder / MANIFEST}: this name is the checkpoint's own record; call the file otherwise")
     write_json(folder / MANIFEST, {"v": 1, **facts, "files": list_files(folder)})
     for path in folder.rglob("*"):
         if path.is_file():
