@@ -50,7 +50,7 @@ def find_origin(model: Model, stage: Stage) -> Origin:
     name = _find_base(folder, config.get("base_model_name_or_path") or "")
     base = replace(model, base=name, revision=config.get("revision"))
     has_tokenizer = (folder / "tokenizer.json").is_file()
-    return Origin(base, replace(base, base=str(folder), revision=None) if has_tokenizer else base, folder)
+    return Origin(base, replace(base, base=str(folder)) if has_tokenizer else base, folder)
 
 
 def _find_base(folder: Path, name: str) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.contract.checkpoints import rank_checkpoints
-from launcher.contract.files import read_json
+from launcher.contract.files import VISIBLE_SECONDS, read_json
 from launcher.contract.ledger import LedgerWriter
+from launcher.contract.lineage import find_used
 from launcher.contract.manifest import MANIFEST, publish
 from launcher.contract.paths import RunPaths
 from launcher.contract.strategies import FIXED_WORLD
@@ -19,8 +20,6 @@ from .progress import Progress
 
 WRITING = ".writing"
 """Beside the published checkpoints of the attempt: what is being written, or was when the attempt died."""
-VISIBLE_SECONDS = 60.0
-"""How long another node's files may stay invisible: NFS caches a folder's entries for up to acdirmax, 60 s."""
 
 
 def writing_folder(paths: RunPaths, attempt: int) -> Path:
@@ -84,9 +83,10 @@ def publish_step(
 
 
 def prune(paths: RunPaths, keep_last: int, keep_best: str | None) -> list[Path]:
-    """Remove all published checkpoints but the newest ``keep_last`` and the best; returns what was removed."""
+    """Remove all published checkpoints but the newest ``keep_last``, the best, and those that later stages of the
+    pipeline are made from; returns what was removed."""
     published = [path for path in paths.published() if (path / MANIFEST).is_file()]
-    kept = set(published[-keep_last:])
+    kept = set(published[-keep_last:]) | find_used(paths)
     if keep_best is not None:
         kept.update(rank_checkpoints(published, keep_best)[:1])
     removed = [path for path in published if path not in kept]

@@ -6,6 +6,7 @@ Each rank is ``python -m jobs.rank RUN_DIR`` in the environment of ``RUN_DIR/ren
 from dataclasses import replace
 from typing import Any
 
+from launcher.contract.adapter import DPO_WITHOUT_ADAPTER
 from launcher.contract.ledger import LedgerWriter
 
 from .context import RankContext
@@ -42,7 +43,7 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
     spec = context.plan.spec
     asked, rows = spec.require_model(), spec.require_data()
     if asked.adapter is None:
-        raise JobError("model.adapter: dpo needs one: without it the reference would be a second copy of the base")
+        raise JobError("{}: {}; {}".format(*DPO_WITHOUT_ADAPTER))
     adapter_dtype = getattr(torch, asked.adapter.dtype)
     origin = find_origin(asked, spec.stage)
     tokenizer = load_tokenizer(origin.tokenizer, rows.chat_template)

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.errors import JobError
 from launcher.contract.checkpoints import best_checkpoint, newest_checkpoint
-from launcher.contract.files import read_json
-from launcher.contract.lineage import Lineage, Parent, list_references
+from launcher.contract.files import VISIBLE_SECONDS, read_json
+from launcher.contract.lineage import Lineage, Parent, list_references, read_lineage
 from launcher.contract.manifest import MANIFEST, find_changes, hash_file
 from launcher.contract.paths import RunPaths
 from launcher.contract.pipeline import REFERENCE
@@ -17,8 +18,6 @@ from launcher.contract.submission import read_submission
 from launcher.contract.values import to_value
 
 POLL_SECONDS = 1.0
-VISIBLE_SECONDS = 60.0
-"""How long a record that was written on another node may stay invisible: NFS caches a folder's entries for so long."""
 
 
 def await_parent(paths: RunPaths, plan: Plan, is_stopped: Callable[[], bool]) -> bool:
@@ -50,17 +49,43 @@ def await_parent(paths: RunPaths, plan: Plan, is_stopped: Callable[[], bool]) ->
 
 
 def record_lineage(paths: RunPaths, plan: Plan) -> None:
-    """Write ``lineage.json``, once: a run that is resumed stays made from what it was made from.
+    """Write ``lineage.json``. A run that has a checkpoint stays made from what it was made from, and that must still
+    be there; one that has none begins anew, from what the earlier stages have by now.
 
     Raises:
-        JobError: an earlier stage that the spec refers to is not complete, or has nothing whole to give.
+        JobError: an earlier stage that the spec refers to is not complete, has nothing whole to give, or no longer has
+            what this run is made from.
     """
-    if paths.lineage.exists():
+    references = list_references(to_value(plan.spec))
+    has_checkpoint = any((folder / MANIFEST).is_file() for folder in paths.published())
+    if has_checkpoint and (before := read_lineage(paths)) is not None:
+        made_from = {parent.reference: parent for parent in before.parents}
+        for reference in references:
+            if reference in made_from:
+                _check_parent(paths, made_from[reference])
+        # A script's arguments may have changed.
+        if new := [_find_parent(paths, reference) for reference in references if reference not in made_from]:
+            replace(before, parents=[*before.parents, *new]).save(paths)
         return
-    parents = [_find_parent(paths, reference) for reference in list_references(to_value(plan.spec))]
+    parents = [_find_parent(paths, reference) for reference in references]
     data = {str(file): hash_file(file) for file in _list_data(plan)}
     code = read_json(paths.git) or {}
     Lineage(t=time.time(), run_id=plan.run_id, parents=parents, data=data, code=code).save(paths)
+
+
+def _check_parent(paths: RunPaths, parent: Parent) -> None:
+    source, folder = RunPaths(paths.root.parent / parent.stage), parent.folder(paths)
+    record = source.completion if folder == source.final else folder / MANIFEST
+    if not record.is_file():
+        fault = "is gone"
+    elif hash_file(record) != parent.manifest_sha256:
+        fault = "is no longer the same"
+    else:
+        return
+    raise JobError(
+        f"{parent.reference}: this run is made from {parent.path}, which {fault}; "
+        "put it back, or submit the pipeline again as a new run"
+    )
 
 
 def _find_parent(paths: RunPaths, reference: str) -> Parent:
@@ -75,6 +100,11 @@ def _find_parent(paths: RunPaths, reference: str) -> Parent:
     if kind == "best" and metric is None:
         raise JobError(f"{reference}: the stage {stage} has train.keep_best: null, so none of its checkpoints is best")
     folder = best_checkpoint(parent, metric) if metric is not None and kind != "last" else None
+    if kind == "best" and folder is None and parent.published():
+        raise JobError(
+            f"{reference}: no whole checkpoint of the stage {stage} has {metric}, its train.keep_best; "
+            f"write ${{stages.{stage}.checkpoint.last}}, or keep_best: a metric that its checkpoints have"
+        )
     folder = folder or newest_checkpoint(parent)
     if folder is not None:
         manifest = read_json(folder / MANIFEST)

@@ -140,6 +140,10 @@ def name_weights(model: Any, state_dict: dict[str, "torch.Tensor"]) -> dict[str,
 def _load(loader: Any, model: Model, **options: Any) -> Any:
     """Call a ``from_pretrained`` for the base; what the user can mend becomes a JobError."""
     options["trust_remote_code"] = model.trust_remote_code
+    if model.trust_remote_code:
+        # A checkpoint names the repository of its code and not the commit, which would then be the newest one
+        # (transformers 5.23, dynamic_module_utils.py, get_class_from_dynamic_module).
+        options["code_revision"] = model.revision
     if model.base == TINY:
         return loader(_tiny_folder().name, **options)
     try:

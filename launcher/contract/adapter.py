@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from .files import read_json
-from .spec import Adapter
+from .spec import Adapter, Complaint, Spec
 
 ADAPTER_CONFIG = "adapter_config.json"
 """In every folder that holds an adapter: a run's ``final/``, or one of its checkpoints."""
 
-Complaint = tuple[str, str, str]
-"""Dotted key, message, hint."""
+DPO_WITHOUT_ADAPTER: Complaint = (
+    "model.adapter",
+    "dpo compares with the model that it started from, and without an adapter that is a second copy",
+    "remove adapter: null; switched off, an adapter leaves the start",
+)
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any] | None:
@@ -24,6 +27,21 @@ def read_adapter_config(folder: Path) -> dict[str, Any] | None:
     if config is not None and not isinstance(config, dict):
         raise ValueError("not a JSON object")
     return config
+
+
+def expect_adapter_config(spec: Spec) -> dict[str, Any] | None:
+    """What will stand in the configuration beside a checkpoint of ``spec``, as far as the spec says it; None where no
+    adapter is trained. ``all-linear`` stays that, where peft stores the names of the layers."""
+    adapter = spec.require_model().adapter
+    if adapter is None:
+        return None
+    return {
+        "peft_type": adapter.kind.upper(),
+        "task_type": "SEQ_CLS" if spec.stage == "reward" else "CAUSAL_LM",
+        "r": adapter.r,
+        "lora_alpha": adapter.alpha,
+        "target_modules": adapter.target_modules,
+    }
 
 
 def find_contradictions(config: dict[str, Any], adapter: Adapter | None, stage: str) -> Iterator[Complaint]:
@@ -53,14 +71,14 @@ def find_contradictions(config: dict[str, Any], adapter: Adapter | None, stage: 
             yield f"model.adapter.{name}", message, f"set model.adapter.{name}: {stored}"
     asked, targets = adapter.target_modules, config.get("target_modules")
     if asked != "all-linear" and _as_set(asked) != _as_set(targets):
-        found = ", ".join(sorted(_as_set(targets)))
-        message = f"the adapter in model.base is on other layers: {found}"
-        yield "model.adapter.target_modules", message, f"set model.adapter.target_modules: [{found}]"
+        found = targets if isinstance(targets, str) else f"[{', '.join(sorted(_as_set(targets)))}]"
+        message = f"the adapter in model.base is on other layers: {found.strip('[]')}"
+        yield "model.adapter.target_modules", message, f"set model.adapter.target_modules: {found}"
 
 
 _BESIDE_LAYERS = ("bias", "modules_to_save", "trainable_token_indices")
 """What peft leaves as it is when an adapter is switched off, so that dpo would compare with something else."""
-_OTHER_FOLDER = "name the folder of an sft or dpo run"
+_OTHER_FOLDER = "name a checkpoint of an sft or dpo run"
 
 
 def _as_set(targets: Any) -> set[str]:

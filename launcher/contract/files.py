@@ -8,6 +8,8 @@ from typing import Any
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
+VISIBLE_SECONDS = 60.0
+"""How long another node's files may stay invisible: NFS caches a folder's entries for up to acdirmax, 60 s."""
 
 
 def make_folder(path: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .files import read_json, write_json
 from .paths import RunPaths
-from .pipeline import REFERENCE
+from .pipeline import REFERENCE, read_pipeline
 from .plan import Plan
 from .values import from_value, to_value
 
@@ -24,6 +24,10 @@ class Parent:
     step: int
     metrics: dict[str, float]
     manifest_sha256: str
+
+    def folder(self, paths: RunPaths) -> Path:
+        """Where ``path`` leads from the run directory of the one that uses it."""
+        return paths.root.parent / self.path.removeprefix("../")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,15 @@ def read_lineage(paths: RunPaths) -> Lineage | None:
     return None if value is None else from_value(Lineage, value)
 
 
+def find_used(paths: RunPaths) -> set[Path]:
+    """The folders of this run that other stages of its pipeline are made from."""
+    root = paths.root.parent
+    pipeline = read_pipeline(root)
+    others = [RunPaths(root / stage) for stage in pipeline.stages] if pipeline else []
+    parents = [(other, parent) for other in others if (found := read_lineage(other)) for parent in found.parents]
+    return {parent.folder(other) for other, parent in parents if parent.stage == paths.root.name}
+
+
 def list_references(value: Any) -> list[str]:
     """Every reference to an earlier stage in the texts of ``value`` (as :func:`to_value` gives it), each once."""
     if isinstance(value, str):
@@ -61,7 +74,7 @@ def fill_in(plan: Plan, paths: RunPaths) -> Plan:
         KeyError: a reference has no parent in ``lineage.json``.
     """
     lineage = read_lineage(paths)
-    folders = {parent.reference: paths.root / parent.path for parent in lineage.parents} if lineage else {}
+    folders = {parent.reference: parent.folder(paths) for parent in lineage.parents} if lineage else {}
     if not list_references(to_value(plan.spec)):
         return plan
     spec = from_value(type(plan.spec), _replace(to_value(plan.spec), folders))

@@ -8,6 +8,7 @@ from .files import read_json, write_json
 from .paths import PIPELINE, RunPaths
 from .values import from_value, to_value
 
+REFERENCE_START = "${stages"
 REFERENCE = re.compile(r"\$\{stages\.(?P<stage>[A-Za-z0-9_-]+)\.checkpoint(\.(?P<kind>best|last))?\}")
 """What a later stage writes for a checkpoint of an earlier one: ``${stages.sft.checkpoint}``."""
 

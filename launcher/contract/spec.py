@@ -19,6 +19,8 @@ CONSTRAINT_PATTERN = r"^[A-Za-z0-9(\[][A-Za-z0-9._&|,*()\[\]-]*$"
 Stage = Literal["sft", "reward", "dpo", "ppo", "script", "prepare", "pretrain", "evaluate", "export"]
 Strategy = Literal["ddp", "fsdp", "zero2", "zero3"]
 DType = Literal["float32", "bfloat16", "float16"]
+Complaint = tuple[str, str, str]
+"""What is wrong with a spec: dotted key, message, hint."""
 DpoLoss = Literal[
     "sigmoid",
     "sigmoid_norm",

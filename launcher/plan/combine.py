@@ -4,12 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from launcher.contract.cluster import Cluster
-from launcher.contract.spec import Spec
+from launcher.contract.spec import Complaint, Spec
 from launcher.contract.strategies import SHARDS_WEIGHTS, ZERO_STAGES
 from launcher.spec.deepspeed import find_conflicts, find_unknown
-
-Complaint = tuple[str, str, str]
-"""Dotted key, message, hint."""
 
 
 def find_complaints(spec: Spec, cluster: Cluster, ds_base: Mapping[str, Any] | None) -> Iterator[Complaint]:

@@ -5,17 +5,16 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
-from launcher.contract.adapter import find_contradictions, read_adapter_config
-from launcher.contract.spec import Dpo, Reward, Spec
+from launcher.contract.adapter import DPO_WITHOUT_ADAPTER, find_contradictions, read_adapter_config
+from launcher.contract.pipeline import REFERENCE_START
+from launcher.contract.spec import Complaint, Dpo, Reward, Spec
 from launcher.contract.strategies import LEGAL_OFFLOAD
 
 from .durations import parse_minutes
 from .not_yet import find_not_yet
+from .parents import find_misfits
 from .paths import BUILTIN_MODELS, is_hub_id
 from .schema import list_keys
-
-Complaint = tuple[str, str, str]
-"""Dotted key, message, hint."""
 
 TEXT_FORMATS = ("alpaca", "messages", "sharegpt", "prompt-completion", "text")
 FORMATS = {"sft": TEXT_FORMATS, "reward": ("preference",), "dpo": ("preference",), "ppo": ("prompt",)}
@@ -27,12 +26,18 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SNAPSHOT = re.compile(r"/snapshots/[0-9a-f]{40}/?$")
 
 
-def find_complaints(spec: Spec, bad: Collection[str]) -> Iterator[Complaint]:
-    """What is wrong between the keys of ``spec``; a check that looks at a key in ``bad`` is left out."""
+def find_complaints(spec: Spec, bad: Collection[str], parent: Spec | None = None) -> Iterator[Complaint]:
+    """What is wrong between the keys of ``spec``; a check that looks at a key in ``bad`` is left out.
+
+    ``parent`` is the stage whose checkpoint is its ``model.base``.
+    """
     complained = set(bad)
-    for check in _CHECKS:
-        for key, message, hint in check(spec):
-            looked_at = (key, *_LOOKS_AT.get(check, ()))
+    checks = [(check(spec), _LOOKS_AT.get(check, ())) for check in _CHECKS]
+    if parent is not None:
+        checks.append((find_misfits(spec, parent), ("stage", "model.base", "model.revision")))
+    for found, looks_at in checks:
+        for key, message, hint in found:
+            looked_at = (key, *looks_at)
             if not any(_overlap(name, other) for name in looked_at for other in complained):
                 complained.add(key)
                 yield key, message, hint
@@ -95,12 +100,15 @@ def _check_full_training(spec: Spec) -> Iterator[Complaint]:
 
 
 def _check_revision(spec: Spec) -> Iterator[Complaint]:
+    """A checkpoint of an earlier stage knows the revision of its base; one that all stages share is that stage's."""
+    if spec.model and REFERENCE_START in spec.model.base:
+        return
     if spec.model and spec.model.revision is not None and not is_hub_id(spec.model.base):
         yield "model.revision", "only a model from the hub has revisions, and model.base is not one", "remove it"
 
 
 def _check_remote_code(spec: Spec) -> Iterator[Complaint]:
-    if spec.model is None or not spec.model.trust_remote_code:
+    if spec.model is None or not spec.model.trust_remote_code or REFERENCE_START in spec.model.base:
         return
     base, revision = spec.model.base, spec.model.revision or ""
     if base in BUILTIN_MODELS:
@@ -143,8 +151,7 @@ def _check_pairs(spec: Spec) -> Iterator[Complaint]:
     if spec.train.packing and spec.stage in ("reward", "dpo"):
         yield "train.packing", f"{spec.stage} takes pairs, which are not packed", "remove it, or packing: false"
     if spec.stage == "dpo" and spec.model and spec.model.adapter is None and spec.model.quantization == "none":
-        message = "dpo compares with the model that it started from, and without an adapter that is a second copy"
-        yield "model.adapter", message, "remove adapter: null; switched off, an adapter leaves the start"
+        yield DPO_WITHOUT_ADAPTER
 
 
 def _check_stage_sections(spec: Spec) -> Iterator[Complaint]:

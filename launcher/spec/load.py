@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from launcher.errors import Problem, SpecError
 from .checks import find_complaints
 from .environment import substitute
 from .overrides import apply_overrides
+from .parents import get_parent
 from .paths import resolve_paths
-from .stages import find_bad_references, split_stages
+from .stages import find_bad_references, find_missing_kind, name_stages, prefix_key, split_stages
 from .text import parse_text, read_text
 from .tree import Node, find_node
 from .validate import get_adapter, validate
@@ -26,11 +27,14 @@ class LoadedSpec:
     spec: Spec
     source: str
     path: Path
+    stage: str = ""
+    """Its name in a pipeline."""
     _root: Node = field(repr=False)
 
     def problem(self, key: str, message: str, hint: str | None = None) -> Problem:
         """A problem with the dotted ``key``, at its value in the file or override, or else at the section around it."""
-        return make_problem(self._root, key, message, hint)
+        problem = make_problem(self._root, key, message, hint)
+        return replace(problem, key=prefix_key(self.stage, key))
 
 
 def load_spec(
@@ -51,9 +55,9 @@ def load_spec(
     source = read_text(path)
     root, problems = parse_text(source, str(path))
     problems += apply_overrides(root, overrides, Spec)
-    loaded, found = _load(root, source, path, environ, problems, copied)
-    if found or loaded is None:
-        raise SpecError(sort_problems(found, overrides))
+    loaded, found = _load(root, source, path, environ, problems, copied=copied)
+    if (problems := problems + found) or loaded is None:
+        raise SpecError(sort_problems(problems, overrides))
     return loaded
 
 
@@ -71,15 +75,15 @@ def load_stages(
     problems += apply_overrides(root, overrides, Spec)
     trees, found = split_stages(root)
     problems += found
-    shared = list(problems)
     stages: dict[str, LoadedSpec] = {}
+    wrong: dict[str, list[Problem]] = {}
+    earlier: dict[str, Spec | None] = {}
     for name, tree in (trees or {"": root}).items():
-        wrong = find_bad_references(tree, list(stages))
-        loaded, found = _load(tree, source, path, environ, [*shared, *wrong])
-        # What all stages share is wrong in each of them, and told once.
-        problems += [problem for problem in found if problem not in problems]
+        loaded, wrong[name] = _load(tree, source, path, environ, problems, stage=name, earlier=earlier)
+        earlier[name] = loaded.spec if loaded is not None and not wrong[name] else None
         if loaded is not None:
             stages[name] = loaded
+    problems += name_stages(root, wrong) if trees else wrong[""]
     if problems:
         raise SpecError(sort_problems(problems, overrides))
     return stages
@@ -90,19 +94,29 @@ def _load(
     source: str,
     path: Path,
     environ: Mapping[str, str] | None,
-    problems: list[Problem],
+    refused: Sequence[Problem],
+    *,
     copied: Collection[str] = (),
+    stage: str = "",
+    earlier: Mapping[str, Spec | None] | None = None,
 ) -> tuple[LoadedSpec | None, list[Problem]]:
-    """The spec that ``root`` describes, with ``problems`` and those that are found."""
-    problems = list(problems)
+    """The spec that ``root`` describes, and what is found beside the problems ``refused``, whose keys are left out.
+
+    ``earlier`` has the stages before ``stage``, None for one that is itself wrong; without it they are not known.
+    """
+    refused = [replace(problem, key=problem.key.removeprefix(prefix_key(stage, "") + ".")) for problem in refused]
+    problems = find_missing_kind(stage, root)
     problems += substitute(root, Spec, os.environ if environ is None else environ)
+    problems += find_bad_references(root, earlier)
     problems += resolve_paths(root, Path(os.path.abspath(path)).parent, Path.cwd(), copied)
     _keep_arguments(root)
-    spec, found, bad = validate(Spec, root, problems)
+    spec, found, bad = validate(Spec, root, [*refused, *problems])
     problems += found
-    if spec:
-        problems += [make_problem(root, *complaint) for complaint in find_complaints(spec, bad)]
-    return (LoadedSpec(spec=spec, source=source, path=path, _root=root) if spec else None), problems
+    if spec is None:
+        return None, problems
+    parent = get_parent(spec, earlier or {})
+    problems += [make_problem(root, *complaint) for complaint in find_complaints(spec, bad, parent)]
+    return LoadedSpec(spec=spec, source=source, path=path, stage=stage, _root=root), problems
 
 
 def json_schema() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from launcher.contract.adapter import ADAPTER_CONFIG
-from launcher.contract.pipeline import REFERENCE
+from launcher.contract.pipeline import REFERENCE_START
 from launcher.errors import Problem
 
 from .text import MAX_BYTES
@@ -55,7 +55,7 @@ def _texts(root: Node, key: str) -> Iterator[tuple[str, Node]]:
         return
     items = node.value if isinstance(node.value, list) else None
     for name, item in [(key, node)] if items is None else [(f"{key}.{i}", item) for i, item in enumerate(items)]:
-        if isinstance(item.value, str) and item.value and not REFERENCE.search(item.value):
+        if isinstance(item.value, str) and item.value and REFERENCE_START not in item.value:
             yield name, item
 
 

@@ -3,11 +3,13 @@
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from launcher.contract.pipeline import REFERENCE
-from launcher.contract.spec import Stage
+from launcher.contract.pipeline import REFERENCE, REFERENCE_START
+from launcher.contract.spec import Spec, Stage
 from launcher.errors import Problem
 
+from .not_yet import ROWS
 from .tree import Node, Place, clip
 
 KEY = "stages"
@@ -19,6 +21,8 @@ _WHOLE = {
     "sweep": "a sweep stands at the top",
 }
 """Keys that a stage cannot change, and why."""
+_FILLED_IN = (("model", "base"), ("data", "train"), ("data", "eval"), ("script", "args"))
+"""Where a reference may stand: what only the job reads. All else is looked at before, or never reaches the job."""
 
 
 def split_stages(root: Node) -> tuple[dict[str, Node], list[Problem]]:
@@ -42,28 +46,84 @@ def split_stages(root: Node) -> tuple[dict[str, Node], list[Problem]]:
     return trees, problems
 
 
-def find_bad_references(root: Node, earlier: Sequence[str] | None) -> list[Problem]:
-    """What is wrong with ``${stages...}`` below ``root``; ``earlier`` are the stages before this one, None any."""
+def find_missing_kind(name: str, tree: Node) -> list[Problem]:
+    """What is missing in the stage ``name`` that neither says nor is called what it is."""
+    assert isinstance(tree.value, dict)
+    if not name or "stage" in tree.value:
+        return []
+    works = next(row.works for row in ROWS if row.key == "stage")
+    return [tree.key_place.problem("stage", "is missing", f"write {works}")]
+
+
+def name_stages(root: Node, found: Mapping[str, Sequence[Problem]]) -> list[Problem]:
+    """All problems of the stages' trees: what is wrong in each stage once, all else with the stage in its key."""
+    assert isinstance(root.value, dict)
+    stages = root.value[KEY].value
+    assert isinstance(stages, dict)
+
+    def share(name: str, problem: Problem) -> Problem:
+        """What lacks in a whole stage stands at its key, but what lacks in all of them is the top's."""
+        is_whole = len(found) > 1 and _place_of(problem) == stages[name].key_place
+        return root.key_place.problem(problem.key, problem.message, problem.hint) if is_whole else problem
+
+    everywhere = set.intersection(*({share(name, item) for item in items} for name, items in found.items()))
+    told: dict[Problem, None] = {}
+    for name, items in found.items():
+        own = set(_list_places(stages[name]))
+        for item in items:
+            shared = share(name, item)
+            is_shared = shared in everywhere and _place_of(shared) not in own
+            told[shared if is_shared else replace(item, key=prefix_key(name, item.key))] = None
+    return list(told)
+
+
+def prefix_key(name: str, key: str) -> str:
+    """The dotted ``key`` of the stage ``name``, from the top; of a file without stages, as it is."""
+    return f"{KEY}.{name}.{key}".rstrip(".") if name else key
+
+
+def find_bad_references(root: Node, earlier: Mapping[str, Spec | None] | None) -> list[Problem]:
+    """What is wrong with ``${stages...}`` below ``root``.
+
+    ``earlier`` has the stages before this one, None for one that is itself wrong; without it they are not known.
+    """
     return list(_find_bad_references(root, (), earlier))
 
 
-def _find_bad_references(node: Node, path: tuple[str | int, ...], earlier: Sequence[str] | None) -> Iterator[Problem]:
+def _find_bad_references(
+    node: Node, path: tuple[str | int, ...], earlier: Mapping[str, Spec | None] | None
+) -> Iterator[Problem]:
     if isinstance(node.value, dict):
         for name, child in node.value.items():
             yield from _find_bad_references(child, (*path, name), earlier)
     elif isinstance(node.value, list):
         for index, child in enumerate(node.value):
             yield from _find_bad_references(child, (*path, index), earlier)
-    elif isinstance(node.value, str) and "${stages" in node.value:
-        key, known = ".".join(map(str, path)), ", ".join(earlier or [])
-        if "${stages" in REFERENCE.sub("", node.value):
-            hint = "write ${stages.NAME.checkpoint}, or .checkpoint.best or .checkpoint.last"
-            yield node.place.problem(key, f"{clip(node.value)} is not a reference to a stage", hint)
-            return
-        for match in REFERENCE.finditer(node.value):
-            if earlier is not None and match["stage"] not in earlier:
+    elif isinstance(node.value, str) and REFERENCE_START in node.value:
+        for message, hint in _judge_text(node, path, earlier):
+            yield node.place.problem(".".join(map(str, path)), message, hint)
+
+
+def _judge_text(
+    node: Node, path: tuple[str | int, ...], earlier: Mapping[str, Spec | None] | None
+) -> Iterator[tuple[str, str]]:
+    text = str(node.value)
+    if tuple(part for part in path if isinstance(part, str)) not in _FILLED_IN:
+        keys = ", ".join(map(".".join, _FILLED_IN))
+        yield "a reference to a stage cannot stand here", f"write the value itself; what takes one is {keys}"
+    elif REFERENCE_START in REFERENCE.sub("", text):
+        hint = "write ${stages.NAME.checkpoint}, or .checkpoint.best or .checkpoint.last"
+        yield f"{clip(node.text)} is not a reference to a stage", hint
+    elif earlier is not None:
+        for match in REFERENCE.finditer(text):
+            parent = earlier.get(match["stage"])
+            if match["stage"] not in earlier:
+                known = ", ".join(earlier)
                 hint = f"the stages before this one: {known}" if known else "only a later stage of a pipeline can refer"
-                yield node.place.problem(key, f"{match['stage']} is no earlier stage", hint)
+                yield f"{match['stage']} is no earlier stage", hint
+            elif parent is not None and parent.train.keep_best is None and match["kind"] == "best":
+                hint = f"write {match[0].replace('.best', '')}, which is then the newest, or name a metric there"
+                yield f"{match['stage']} has train.keep_best: null, so none of its checkpoints is best", hint
 
 
 def _check_stage(name: str, stage: Node) -> Iterator[Problem]:
@@ -99,7 +159,18 @@ def _merge(under: Node, over: Node) -> Node:
             merged[name] = _merge(under.value[name], over.value[name])
         else:
             merged[name] = _copy(over.value[name] if name in over.value else under.value[name])
-    return Node(value=merged, place=under.place, key_place=under.key_place)
+    return Node(value=merged, place=over.place, key_place=over.key_place)
+
+
+def _list_places(node: Node) -> Iterator[Place]:
+    yield from (node.place, node.key_place)
+    items = node.value.values() if isinstance(node.value, dict) else node.value if isinstance(node.value, list) else ()
+    for item in items:
+        yield from _list_places(item)
+
+
+def _place_of(problem: Problem) -> Place:
+    return Place(file=problem.file, line=problem.line, col=problem.col, source_line=problem.source_line)
 
 
 def _copy(node: Node) -> Node:

@@ -1,11 +1,13 @@
 """Files with stages: what each stage becomes, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 
 from launcher.errors import SpecError
 from launcher.spec import load_stages
 
-from .texts import VALID
+from .texts import VALID, edit
 
 PIPELINE = (
     VALID
@@ -25,7 +27,7 @@ stages:
 def stages(folder):
     def load(text, *overrides):
         (folder / "spec.yaml").write_text(text)
-        return {name: loaded.spec for name, loaded in load_stages(folder / "spec.yaml", overrides, {}).items()}
+        return {name: loaded.spec for name, loaded in load_stages(Path("spec.yaml"), overrides, {}).items()}
 
     return load
 
@@ -103,3 +105,177 @@ def test_what_all_stages_share_is_told_once(refused):
 
 def test_a_reference_outside_a_pipeline_is_refused(refused):
     assert "is no earlier stage" in refused(VALID.replace("builtin:tiny", '"${stages.sft.checkpoint}"'))
+
+
+def test_what_is_wrong_in_one_stage_names_it_and_points_into_it(refused):
+    top = VALID.replace("stage: sft\n", "").replace("data:\n  train: rows.json\n", "")
+    told = refused(top + "stages:\n  sft: {data: {train: rows.json}}\n  dpo: {}\n  tune: {data: {train: rows.json}}\n")
+    assert told.splitlines() == [
+        "spec.yaml:8:3: stages.dpo.data.train: is missing",
+        "      dpo: {}",
+        "      ^",
+        "  hint: File, list of files, folder, or hub id.",
+        "spec.yaml:9:3: stages.tune.stage: is missing",
+        "      tune: {data: {train: rows.json}}",
+        "      ^",
+        "  hint: write stage: sft, reward, dpo or script",
+    ]
+
+
+def test_what_is_wrong_in_two_of_three_stages_is_told_of_both(refused):
+    told = refused(VALID + "stages: {a: {}, b: {parallel: {strategy: zero3}}, c: {}}\n", "parallel.offload=all")
+    assert "stages.a.parallel.offload: ddp cannot offload all" in told
+    assert "stages.c.parallel.offload: ddp cannot offload all" in told
+    assert "stages.b" not in told
+
+
+def test_what_all_stages_lack_is_told_once_at_the_top(refused):
+    text = VALID.replace("data:\n  train: rows.json\n", "")
+    told = refused(text + "stages: {first: {}, second: {}}\n")
+    assert told == "spec.yaml:1:1: data.train: is missing\n  hint: File, list of files, folder, or hub id."
+
+
+def test_the_only_stage_is_named_where_something_is_wrong_in_it(refused):
+    told = refused(VALID.replace("stage: sft\n", "") + "stages: {tune: {}}\n")
+    assert "spec.yaml:8:10: stages.tune.stage: is missing" in told
+
+
+def test_a_later_problem_of_a_stage_names_it(folder):
+    (folder / "spec.yaml").write_text(PIPELINE)
+    second = load_stages(Path("spec.yaml"), [], {})["second"]
+    problem = second.problem("resources.nodes", "too many")
+    assert (problem.key, problem.source_line) == (
+        "stages.second.resources.nodes",
+        "    resources: {nodes: 1, time: 2h}",
+    )
+
+
+def test_a_fault_behind_a_stage_that_is_wrong_is_not_blamed_on_the_reference(refused):
+    assert "no earlier stage" not in refused(PIPELINE.replace("learning_rate: 1e-3", "learning_rat: 1e-3"))
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        'tracking: {project: "${stages.sft.checkpoint}"}',
+        'tracking: {tags: ["${stages.sft.checkpoint}"]}',
+        'parallel: {ds_config: "${stages.sft.checkpoint}/ds.json"}',
+        'script: {path: "${stages.sft.checkpoint}/train.py"}',
+        'script: {path: train.py, sources: "${stages.sft.checkpoint}"}',
+        'data: {chat_template: "${stages.sft.checkpoint}/template.jinja"}',
+    ],
+)
+def test_a_reference_stands_only_where_it_is_filled_in(refused, section):
+    told = refused(VALID + f"stages:\n  sft: {{}}\n  second: {{{section}}}\n")
+    assert "spec.yaml:11:" in told
+    assert f"stages.second.{section.partition(':')[0]}." in told
+    assert "a reference to a stage cannot stand here" in told
+    assert "model.base, data.train, data.eval, script.args" in told
+
+
+def test_a_reference_may_stand_in_data_and_in_arguments(stages, folder):
+    (folder / "train.py").write_text("")
+    text = VALID + (
+        "stages:\n"
+        "  make: {stage: script, script: {path: train.py}, model: null, data: null}\n"
+        '  sft: {data: {train: ["${stages.make.checkpoint}/rows"], eval: "${stages.make.checkpoint}/eval"}}\n'
+        "  check: {stage: script, model: null, data: null,\n"
+        '    script: {path: train.py, args: [--model, "${stages.sft.checkpoint.best}"]}}\n'
+    )
+    found = stages(text)
+    assert found["sft"].data.train == ["${stages.make.checkpoint}/rows"]
+    assert found["check"].script.args == ["--model", "${stages.sft.checkpoint.best}"]
+
+
+def further(parent: str, child: str, kind: str = "sft") -> str:
+    """A pipeline in which a stage of ``kind`` trains what ``parent`` left further; both change their model."""
+    return VALID + (
+        f"stages:\n  first: {parent}\n"
+        f"  second: {{stage: {kind}, data: {{format: {'messages' if kind == 'sft' else 'preference'}}}, "
+        f'model: {{base: "${{stages.first.checkpoint}}"{child}}}}}\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("parent", "child", "message", "hint"),
+    [
+        ("{model: {adapter: {r: 8}}}", "", "r: 16, but the adapter in model.base has 8", "model.adapter.r: 8"),
+        ("{}", ", adapter: {alpha: 8}", "alpha: 8, but the adapter in model.base has 32", "model.adapter.alpha: 32"),
+        (
+            "{}",
+            ", adapter: null, quantization: none",
+            "adapter: null asks for full fine-tuning",
+            "remove adapter: null",
+        ),
+        ("{}", ", adapter: {target_modules: [q_proj]}", "on other layers: all-linear", "target_modules: all-linear"),
+        (
+            "{model: {adapter: {target_modules: [q_proj, v_proj]}}}",
+            "",
+            "all-linear, but the adapter in model.base is on q_proj, v_proj",
+            "target_modules: [q_proj, v_proj]",
+        ),
+        ("{stage: reward, data: {format: preference}}", "", "the adapter of a reward model", "an sft or dpo run"),
+        (
+            "{stage: reward, data: {format: preference}, model: {adapter: null, quantization: none}}",
+            "",
+            "holds a reward model",
+            "an sft or dpo",
+        ),
+    ],
+)
+def test_a_stage_that_does_not_fit_the_one_it_trains_further_is_refused(refused, parent, child, message, hint):
+    told = refused(further(parent, child))
+    assert "stages.second.model" in told
+    assert message in told
+    assert hint in told
+
+
+@pytest.mark.parametrize(
+    ("parent", "child", "kind"),
+    [
+        ("{}", "", "dpo"),
+        ("{model: {adapter: {r: 8}}}", ", adapter: {r: 8}", "dpo"),
+        ("{model: {adapter: {target_modules: [q_proj]}}}", ", adapter: {target_modules: [q_proj]}", "reward"),
+        ("{model: {adapter: null, quantization: none}}", "", "dpo"),
+        ("{model: {adapter: null, quantization: none}}", ", adapter: null, quantization: none", "sft"),
+        ("{stage: reward, data: {format: preference}}", "", "reward"),
+    ],
+)
+def test_a_stage_that_fits_the_one_it_trains_further(stages, parent, child, kind):
+    assert list(stages(further(parent, child, kind))) == ["first", "second"]
+
+
+def test_the_best_of_a_stage_that_keeps_none_is_refused(refused, stages):
+    text = PIPELINE.replace("{learning_rate: 1e-3}", "{keep_best: null}")
+    assert list(stages(text)) == ["sft", "second"]
+    told = refused(text.replace(".checkpoint}", ".checkpoint.best}"))
+    assert "stages.second.model.base: sft has train.keep_best: null" in told
+    assert "hint: write ${stages.sft.checkpoint}" in told
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def pinned(top: str, child: str = "", parent: str = "") -> str:
+    return edit(**{"model.base": f"owner/model\n{top}"}) + (
+        f"stages:\n  sft: {{{parent}}}\n  dpo: {{data: {{format: preference}}, "
+        f'model: {{base: "${{stages.sft.checkpoint}}"{child}}}}}\n'
+    )
+
+
+def test_a_revision_that_all_stages_share_is_that_of_the_first_base(stages):
+    found = stages(pinned(f"  revision: {COMMIT}\n"))
+    assert found["sft"].model.revision == COMMIT
+    assert list(stages(pinned(f"  revision: {COMMIT}\n", ", revision: null"))) == ["sft", "dpo"]
+
+
+def test_code_of_a_base_runs_in_a_later_stage_at_the_same_commit(stages, refused):
+    trusted = f"  revision: {COMMIT}\n  trust_remote_code: true\n"
+    assert [spec.model.trust_remote_code for spec in stages(pinned(trusted)).values()] == [True, True]
+    told = refused(pinned(trusted, ", revision: main"))
+    assert "stages.dpo.model.trust_remote_code: the code of model.base is pinned to another revision" in told
+    assert f"set model.revision: {COMMIT}" in told
+    told = refused(pinned(f"  revision: {COMMIT}\n", ", trust_remote_code: true"))
+    assert "stages.dpo.model.trust_remote_code: the stage that model.base comes from trains without code" in told
+    told = refused(pinned("  trust_remote_code: true\n"))
+    assert "stages.sft.model.trust_remote_code: code from the hub needs a pinned revision" in told
