@@ -1,6 +1,9 @@
 """Loading builtin:tiny in each kind, with a fresh or a stored adapter, and what is refused before or after."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -210,3 +213,35 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     save_file(weights, folder / "adapter_model.safetensors")
     with pytest.raises(JobError, match="does not fit its base: 1 weights differ"):
         add_adapter(load_base(TINY), find_origin(replace(TINY, base=str(folder)), "sft"), Adapter(), 0)
+
+
+def test_code_that_a_folder_names_runs_at_the_pinned_commit(tmp_path: Path) -> None:
+    """A hub's cache with two commits of one repository; a checkpoint's config.json names the repository alone."""
+    pinned, newest = "1" * 40, "2" * 40
+    repository = tmp_path / "hub" / "models--owner--code"
+    for commit in (pinned, newest):
+        snapshot = repository / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (snapshot / "configuration_own.py").write_text(
+            "from transformers import PreTrainedConfig\n\n\n"
+            f"class OwnConfig(PreTrainedConfig):\n    model_type = 'own'\n    commit = '{commit}'\n"
+        )
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(newest)
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "owner/code--configuration_own.OwnConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    code = (
+        "from jobs.model import load_config\nfrom launcher.contract.spec import Model\n"
+        f"print(load_config(Model(base={str(folder)!r}, revision={pinned!r}, trust_remote_code=True)).commit)"
+    )
+    places = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **places, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == [pinned], done.stderr
