@@ -16,7 +16,7 @@ def resume(
     from launcher.errors import UserError
     from launcher.observe import read_status
     from launcher.submit.resume import plan_resume
-    from launcher.submit.resume import resume as start
+    from launcher.submit.retry import retry as start
 
     from .handover import hand_over
     from .named import find_named
@@ -33,4 +33,4 @@ def resume(
     if status.state in ("pending", "running", "unknown"):
         raise UserError(f"{status.run_id} is {status.state}; only a run that has ended can be resumed")
     plan = plan_resume(paths, overrides or [], cluster=cluster)
-    hand_over([(plan, paths)], lambda: [start(plan, paths)], root=found.root, wait=wait, yes=yes, as_json=as_json)
+    hand_over([(plan, paths)], lambda: start([(plan, paths)]), root=found.root, wait=wait, yes=yes, as_json=as_json)

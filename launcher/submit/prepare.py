@@ -93,7 +93,9 @@ def _plan_stages(
                 )
             )
         except SpecError as error:
-            problems += [problem for problem in error.problems if problem not in problems]
+            # What all stages share is told once; its key has the first one's name.
+            told = {(problem.line, problem.col, problem.message) for problem in problems}
+            problems += [item for item in error.problems if (item.line, item.col, item.message) not in told]
         before = stage
     if problems:
         raise SpecError(problems)

@@ -52,7 +52,8 @@ def plan_resume(
     """
     before = Plan.load(paths.plan)
     if not paths.submission.exists():
-        raise UserError(f"{before.run_id} was planned but never submitted; submit its file instead")
+        way = "submit its file instead" if before.group == before.run_id else f"tuneyard retry {before.group} does that"
+        raise UserError(f"{before.run_id} was planned but never submitted; {way}")
     if not paths.root.as_posix().endswith(f"/{before.run_id}"):
         raise UserError(f"{paths.root}: this folder was renamed; give it back its name, {before.run_id}, to resume it")
     # The effective spec as JSON is YAML too, with every path absolute and every override in it.
