@@ -7,6 +7,7 @@ import pytest
 from jobs.checkpoint import check_resumable, prune
 from jobs.context import RankContext
 from jobs.errors import JobError
+from launcher.contract.checkpoints import newest_checkpoint
 from launcher.contract.manifest import find_problems, publish
 from launcher.contract.paths import RunPaths
 from launcher.contract.spec import Parallel
@@ -65,3 +66,23 @@ def test_a_checkpoint_is_resumed_by_the_strategy_and_the_ranks_that_its_state_wa
         check("fsdp", 4)
     with pytest.raises(JobError, match="as many ranks as wrote the checkpoint, 4; the plan has 2"):
         check("zero3", 2)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "unfinished"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
+    """What a resumed attempt starts from."""
+    paths = RunPaths(tmp_path)
+    good, bad = make(paths, 1, 10, None), make(paths, 1, 20, None)
+    assert newest_checkpoint(paths) == bad
+    weights = bad / "weights"
+    if damage == "flipped":
+        weights.write_bytes(bytes([weights.read_bytes()[0] ^ 1]) + weights.read_bytes()[1:])
+    elif damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1])
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        (bad / "manifest.json").unlink()
+    assert newest_checkpoint(paths) == good
+    (good / "weights").unlink()
+    assert newest_checkpoint(paths) is None

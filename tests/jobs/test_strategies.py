@@ -59,18 +59,15 @@ def write_tied(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
-    """DDP, which the others are compared with, and each of them with SGD; FSDP2 with AdamW for its checkpoint."""
+    """DDP, which the others are compared with, and each of them."""
     folder = tmp_path_factory.mktemp("one")
-    runs = [
-        *((strategy, "adamw", ADAMW) for strategy in ANY_WORLD),
-        *((strategy, "sgd", SGD) for strategy in STRATEGIES),
-    ]
+    runs = [(strategy, name, train) for name, train in (("adamw", ADAMW), ("sgd", SGD)) for strategy in STRATEGIES]
     starts = []
     for strategy, name, train in runs:
         root, parallel = folder / f"{strategy}-{name}", Parallel(strategy=strategy)  # type: ignore[arg-type]
         large = replace(train, micro_batch=8)
         starts.append(Start(write_run(root, 1, model=FLOAT32, data=data, train=large, parallel=parallel)))
-    launch(1, starts)
+    launch(1, starts, timeout=300)
     return folder
 
 
@@ -150,8 +147,6 @@ def test_each_strategy_learns_what_ddp_on_one_rank_does(
     reference = one_rank / f"ddp-{name}"
     weights = load_file(reference / "final" / "adapter_model.safetensors")
     for root in (folder / f"{strategy}-{name}" for folder in (one_rank, four_ranks)):
-        if not root.exists():
-            continue
         for metric, steps in (("loss", range(1, 21)), ("grad_norm", range(1, 21)), ("eval_loss", (0, 10, 20))):
             asked, got = values(reference, metric), values(root, metric)
             assert set(got) == set(steps)
