@@ -5,9 +5,12 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from jobs.tiny import write_tiny
 from launcher.contract.files import read_json
@@ -289,6 +292,17 @@ def test_full_fine_tuning_is_the_same_under_every_strategy(two_ranks: Path) -> N
         assert max(float((final[key] - asked[key]).abs().max()) for key in asked) < 1e-4
         config = json.loads((root / "final" / "config.json").read_text())
         assert config["architectures"] == ["LlamaForCausalLM"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_full_model_opened_again_gives_the_live_models_logits(two_ranks: Path, strategy: str) -> None:
+    final = two_ranks / f"{strategy}-full" / "final"
+    probe = read_json(final / "completion.json")["probe"]
+    model: Any = AutoModelForCausalLM.from_pretrained(final, dtype=torch.float32)
+    with torch.no_grad():
+        logits = model.eval()(input_ids=torch.tensor([probe["input_ids"]])).logits[0, -1]
+    assert logits.topk(len(probe["top_ids"])).indices.tolist() == probe["top_ids"]
+    assert logits[probe["top_ids"]].tolist() == pytest.approx(probe["top_logits"], abs=1e-5)
 
 
 def test_the_adapters_in_a_fresh_process_with_plain_peft_give_the_live_models_logits(
