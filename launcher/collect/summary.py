@@ -12,6 +12,7 @@ from launcher.contract.ledger import Row, events, merge_metrics, read_run
 from launcher.contract.manifest import MANIFEST, find_problems
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
+from launcher.observe import read_plan
 
 State = Literal["pending", "running", "completed", "failed", "cancelled", "unknown"]
 SUMMARY_VERSION = 1
@@ -46,6 +47,7 @@ def summarize(paths: RunPaths, state: str, reason: str | None = None) -> dict[st
 
     Raises:
         FileNotFoundError: ``paths`` is no run directory (no plan.json).
+        UserError: its plan.json is damaged.
     """
     summary = make_summary(gather_findings(paths), state, reason)
     write_json(paths.summary, summary)
@@ -55,7 +57,7 @@ def summarize(paths: RunPaths, state: str, reason: str | None = None) -> dict[st
 def gather_findings(paths: RunPaths) -> Findings:
     """Read everything from the run directory."""
     return Findings(
-        plan=Plan.load(paths.plan),
+        plan=read_plan(paths),
         attempts=read_attempts(paths),
         rows=read_run(paths),
         completed=paths.completion.exists(),

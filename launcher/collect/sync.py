@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
+from launcher.observe import read_plan
 
 from .client import Client
 from .compare import Comparison, compare
@@ -54,8 +55,9 @@ def sync(paths: RunPaths, state: str) -> SyncResult:
 
     Raises:
         FileNotFoundError: ``paths`` is no run directory (no plan.json).
+        UserError: its plan.json is damaged.
     """
-    plan = Plan.load(paths.plan)
+    plan = read_plan(paths)
     export = ExportPaths(paths.wandb)
     mode = plan.spec.tracking.wandb
     is_over = state not in ("pending", "running", "unknown")

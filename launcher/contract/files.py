@@ -10,6 +10,8 @@ PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
 VISIBLE_SECONDS = 60.0
 """How long another node's files may stay invisible: NFS caches a folder's entries for up to acdirmax, 60 s."""
+DAMAGE = (OSError, AttributeError, LookupError, TypeError, ValueError)
+"""What reading a file raises that is not as tuneyard wrote it: no JSON, another kind of value, a key too few."""
 
 
 def make_folder(path: Path) -> Path:

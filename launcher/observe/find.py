@@ -4,13 +4,11 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.contract.files import read_json
+from launcher.contract.files import DAMAGE, read_json
 from launcher.contract.paths import PIPELINE, RunPaths
 from launcher.contract.pipeline import list_stages
+from launcher.contract.plan import Plan
 from launcher.errors import UserError
-
-DAMAGE = (OSError, AttributeError, LookupError, TypeError, ValueError)
-"""What reading a file raises that is not as tuneyard wrote it: no JSON, another kind of value, a key too few."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +68,24 @@ def find_root(name: str, runs: Path) -> Path:
 def name_by_place(root: Path) -> str:
     """The run id of the run in ``root`` by its place, for where its plan cannot be read."""
     return f"{root.parent.name}/{root.name}" if (root.parent / PIPELINE).is_file() else root.name
+
+
+def read_plan(paths: RunPaths) -> Plan:
+    """The plan of a run.
+
+    Raises:
+        FileNotFoundError: ``paths`` is no run directory (no plan.json).
+        UserError: the file is damaged.
+    """
+    try:
+        return Plan.load(paths.plan)
+    except FileNotFoundError:
+        raise
+    except DAMAGE as error:
+        raise UserError(
+            f"{paths.plan} cannot be read: {error}\n"
+            "hint: put a copy of it back; checkpoints, ledger and logs beside it are files of their own"
+        ) from error
 
 
 def _look_into(root: Path) -> Found:

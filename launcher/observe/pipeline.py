@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.contract.files import DAMAGE
 from launcher.contract.paths import PIPELINE, RunPaths
 from launcher.contract.pipeline import list_stages
 
-from .find import DAMAGE
 from .status import Status, read_statuses
 
 

@@ -4,13 +4,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from launcher.contract.attempt import Attempt, Ending, read_attempts
+from launcher.contract.files import DAMAGE
 from launcher.contract.heartbeat import read_heartbeats
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 from launcher.contract.process import is_running
 from launcher.contract.submission import Submission, read_submission
 
-from .find import DAMAGE, name_by_place
+from .find import name_by_place
 from .slurm import ENDINGS, STATES, JobView, ask_jobs
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import launcher
 from launcher.contract.cluster import Cluster
-from launcher.contract.files import make_folder, write_json, write_text
-from launcher.contract.paths import RunPaths
+from launcher.contract.files import DAMAGE, make_folder, write_json, write_text
+from launcher.contract.paths import PIPELINE, RunPaths
 from launcher.contract.pipeline import Pipeline, list_stages
 from launcher.contract.plan import Plan
 from launcher.contract.values import to_value
@@ -44,7 +44,8 @@ def prepare(spec_path: Path, overrides: Sequence[str], *, cluster: str | None, r
     A file without ``stages`` is one run, ``runs/<run id>``; the stages of a pipeline are ``runs/<run id>/<stage>``.
 
     Raises:
-        UserError: the spec, an override or the profile is wrong; nothing is written then.
+        UserError: the spec, an override or the profile is wrong, or the folder's record of an earlier plan is damaged;
+            nothing is written then.
     """
     stages = load_stages(spec_path, overrides)
     name, in_spec = next((loaded.spec.name, loaded.spec.cluster) for loaded in stages.values())
@@ -103,8 +104,19 @@ def _plan_stages(
 
 
 def _is_taken(folder: Path) -> bool:
-    """Whether something was submitted from it."""
-    return any(paths.submission.exists() or paths.attempts.exists() for paths in list_stages(folder))
+    """Whether something was submitted from it.
+
+    Raises:
+        UserError: nobody can say, for the record of its stages is damaged.
+    """
+    try:
+        stages = list_stages(folder)
+    except DAMAGE as error:
+        raise UserError(
+            f"{folder / PIPELINE} cannot be read: {error}; nothing was written\n"
+            f"hint: an earlier plan of this file is there; move {folder} away, or choose another name or --runs"
+        ) from error
+    return any(paths.submission.exists() or paths.attempts.exists() for paths in stages)
 
 
 def render_all(plan: Plan) -> Prepared:

@@ -11,6 +11,8 @@ import typer
 from launcher.cli.handover import hand_over as follow
 from launcher.contract.paths import PIPELINE
 from launcher.contract.plan import Plan
+from launcher.errors import UserError
+from launcher.observe import read_plan
 from tests.conftest import Tuneyard
 from tests.pipelines import end, hand_over, hand_over_gone, make_pipeline
 
@@ -59,6 +61,30 @@ def test_a_damaged_pipeline_is_shown_with_the_others(tuneyard: Tuneyard) -> None
     refused = tuneyard("cancel", "bad")
     assert refused.returncode == 2
     assert "Traceback" not in refused.stderr
+
+
+def test_a_damaged_record_in_the_folder_of_a_new_plan_is_named(tuneyard: Tuneyard) -> None:
+    (planned,) = json.loads(_plan(tuneyard, "stages: {script: {}}\n", "--json"))
+    record = tuneyard.folder / "runs" / planned["run_id"].partition("/")[0] / PIPELINE
+    record.write_text("[]")
+    refused = tuneyard("plan", "one.yaml", "--cluster", "local")
+    assert refused.returncode == 2
+    assert f"error: {record} cannot be read" in refused.stderr
+    assert f"hint: an earlier plan of this file is there; move {record.parent} away" in refused.stderr
+    assert record.read_text() == "[]"
+
+
+def test_a_damaged_plan_is_named(tuneyard: Tuneyard) -> None:
+    (stage,) = make_pipeline(tuneyard.folder / "runs", "sft", run_id="one-7d6ca6")
+    hand_over_gone(stage, t=1.0)
+    for text in ("[]", "{}", "{"):
+        stage.plan.write_text(text)
+        with pytest.raises(UserError, match=r"plan\.json cannot be read"):
+            read_plan(stage)
+    refused = tuneyard("collect", "one")
+    assert refused.returncode == 2
+    assert f"error: {stage.plan} cannot be read" in refused.stderr
+    assert "hint: put a copy of it back" in refused.stderr
 
 
 def test_hints_name_a_stage_by_its_run_id(tuneyard: Tuneyard) -> None:
