@@ -27,9 +27,9 @@ from jobs.script import complete
 from launcher.contract.attempt import EXIT_FAILED, EXIT_OK, Attempt, Ending, read_attempts
 from launcher.contract.checkpoints import newest_checkpoint
 from launcher.contract.environment import read_environment
-from launcher.contract.files import make_folder
+from launcher.contract.files import DAMAGE, make_folder
 from launcher.contract.paths import RunPaths
-from launcher.contract.pipeline import read_pipeline
+from launcher.contract.pipeline import list_stages
 from launcher.contract.plan import Plan
 
 POLL_SECONDS = 0.2
@@ -113,15 +113,20 @@ def _attempt(paths: RunPaths, plan: Plan, number: int, signals: _Signals) -> int
     if ending.state != "interrupted":  # Slurm may requeue an interrupted run, which then needs its tokens again
         paths.secrets.unlink(missing_ok=True)
     if ending.state in ("failed", "cancelled"):
-        for later in _later_stages(paths):  # they will not start, and `tuneyard retry` writes theirs anew
+        for later in _later_stages(paths, plan):  # they will not start, and `tuneyard retry` writes theirs anew
             later.secrets.unlink(missing_ok=True)
     return ending.exit_code
 
 
-def _later_stages(paths: RunPaths) -> list[RunPaths]:
-    pipeline = read_pipeline(paths.root.parent)
-    names = pipeline.stages if pipeline is not None else []
-    return [RunPaths(paths.root.parent / name) for name in names[names.index(paths.root.name) + 1 :]] if names else []
+def _later_stages(paths: RunPaths, plan: Plan) -> list[RunPaths]:
+    """The stages after this one, by its name in the plan: the folder may have been given another. None where the
+    pipeline's record is damaged: an attempt that has ended must still leave with its exit code."""
+    try:
+        stages = list_stages(paths.root.parent)
+    except DAMAGE:
+        return []
+    names, name = [stage.root.name for stage in stages], plan.run_id.rpartition("/")[2]
+    return stages[names.index(name) + 1 :] if name in names else []
 
 
 def _watch(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks, signals: _Signals) -> Ending:

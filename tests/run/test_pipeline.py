@@ -1,16 +1,23 @@
 """Pipelines: each stage starts from what the one before it left, and a failure loses nothing but what follows it."""
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launcher.contract.attempt import read_attempts
+from launcher.contract.files import write_text
 from launcher.contract.lineage import read_lineage
 from launcher.contract.manifest import MANIFEST, hash_file
-from launcher.contract.paths import RunPaths
+from launcher.contract.paths import PIPELINE, RunPaths
+from launcher.contract.plan import Plan
+from launcher.contract.spec import Model
 from launcher.contract.submission import read_submission
-from tests.conftest import Tuneyard
+from tests.conftest import ROOT, Tuneyard
+from tests.pipelines import make_pipeline
 
 from .conftest import ROWS, write_profile
 
@@ -149,3 +156,23 @@ def test_a_refused_stage_takes_the_others_back(tuneyard: Tuneyard, devcluster: d
     assert done.returncode == 3
     assert "nothing was submitted" in done.stderr
     assert list(tuneyard.folder.glob("runs/*/*/submission.json")) == []
+
+
+@pytest.mark.parametrize("is_renamed", [True, False])
+def test_a_failed_stage_ends_in_order_though_its_pipeline_is_not(tmp_path: Path, is_renamed: bool) -> None:
+    """Its folder has another name by now, or the record of the stages is damaged."""
+    sft, dpo = make_pipeline(tmp_path, "sft", "dpo")
+    plan = Plan.load(sft.plan)
+    replace(plan, spec=replace(plan.spec, model=Model(base="${stages.gone.checkpoint}"))).save(sft.plan)
+    write_text(dpo.secrets, "HF_TOKEN=secret\n")
+    if is_renamed:
+        sft = RunPaths(sft.root.rename(sft.root.with_name("old")))
+    else:
+        (sft.root.parent / PIPELINE).write_text("{")
+    command = [sys.executable, "-m", "jobs.supervisor", str(sft.root)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "")
+    (attempt,) = read_attempts(sft)
+    assert attempt.ended is not None
+    assert "the stage gone is not complete" in attempt.ended.reason
+    assert dpo.secrets.exists() != is_renamed  # a renamed stage knows those after it by its plan
