@@ -14,8 +14,8 @@ def resume(
 ) -> None:
     """Go on with a run that has ended, as a new attempt; train.max_steps=N extends a finished one."""
     from launcher.errors import UserError
-    from launcher.observe import read_status
-    from launcher.submit.resume import plan_resume
+    from launcher.observe import read_statuses
+    from launcher.submit.resume import list_followers, plan_resume, refuse_while_followed
     from launcher.submit.retry import retry as start
 
     from .handover import hand_over
@@ -29,8 +29,12 @@ def resume(
             f"tuneyard resume {group}/{found.stages[-1].root.name} one stage"
         )
     (paths,) = found.stages
-    status = read_status(paths)
+    status, *followers = read_statuses([paths, *list_followers(paths)])
     if status.state in ("pending", "running", "unknown"):
         raise UserError(f"{status.run_id} is {status.state}; only a run that has ended can be resumed")
     plan = plan_resume(paths, overrides or [], cluster=cluster)
+    left = [item for item in followers if item.state in ("pending", "running", "unknown")]
+    refuse_while_followed(
+        plan, {item.run_id: f"{item.state} ({item.reason})" if item.reason else item.state for item in left}
+    )
     hand_over([(plan, paths)], lambda: start([(plan, paths)]), root=found.root, wait=wait, yes=yes, as_json=as_json)

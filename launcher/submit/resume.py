@@ -3,19 +3,22 @@
 import dataclasses
 import math
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import launcher
 from launcher.contract.attempt import read_attempts
-from launcher.contract.files import make_folder
+from launcher.contract.files import DAMAGE, make_folder
 from launcher.contract.ledger import merge_metrics, read_run
+from launcher.contract.lineage import list_references
 from launcher.contract.manifest import read_manifest
-from launcher.contract.paths import RunPaths
+from launcher.contract.paths import PIPELINE, RunPaths
+from launcher.contract.pipeline import REFERENCE_START
 from launcher.contract.plan import Plan
 from launcher.contract.spec import Spec
 from launcher.contract.strategies import FIXED_WORLD
 from launcher.contract.submission import Submission
+from launcher.contract.values import to_value
 from launcher.errors import SpecError, UserError
 from launcher.plan import make_plan
 from launcher.spec import LoadedSpec, load_spec
@@ -99,6 +102,37 @@ def refuse_orphan(plan: Plan, paths: RunPaths, together: Collection[str] = ()) -
     )
 
 
+def list_followers(paths: RunPaths) -> list[RunPaths]:
+    """The stages that were handed over to start after the complete run in ``paths``, or from a checkpoint of it, and
+    are not complete; none where it is not complete itself."""
+    root = paths.root.parent
+    if not paths.completion.exists() or not (root / PIPELINE).is_file():
+        return []
+    others = [RunPaths(file.parent) for file in sorted(root.glob("*/plan.json"))]
+    left = [other for other in others if other.submission.exists() and not other.completion.exists()]
+    return [other for other in left if _follows(other, paths.root.name)]
+
+
+def refuse_while_followed(plan: Plan, states: Mapping[str, str]) -> None:
+    """A complete stage stays as it is for what starts from it: that looks for its completion record and its best or
+    newest checkpoint, and does so again when it is requeued.
+
+    ``states`` has run id -> state, with its reason, of those :func:`list_followers` that have not ended, as far as
+    one knows.
+
+    Raises:
+        UserError: there is one.
+    """
+    if not states:
+        return
+    told = ", ".join(f"{run_id} is {state}" for run_id, state in states.items())
+    cancel = " and ".join(f"tuneyard cancel {run_id}" for run_id in states)
+    raise UserError(
+        f"{plan.run_id}: what starts from it has not ended: {told}; nothing was submitted\n"
+        f"hint: wait until it has ended, or first {cancel}; tuneyard retry {plan.group} runs it again"
+    )
+
+
 def resume(plan: Plan, paths: RunPaths, after: str | None = None) -> Submission:
     """Hand the run over again, as ``plan`` says; what stood there stays if that fails.
 
@@ -111,6 +145,16 @@ def resume(plan: Plan, paths: RunPaths, after: str | None = None) -> Submission:
     with _reopened(paths):
         render_all(plan)
         return submit(plan, paths, None, after)
+
+
+def _follows(other: RunPaths, stage: str) -> bool:
+    try:
+        plan = Plan.load(other.plan)
+    except DAMAGE:
+        return True  # as far as one knows
+    references = list_references(to_value(plan.spec))
+    start = f"{REFERENCE_START}.{stage}.checkpoint"
+    return plan.after == stage or any(reference.startswith(start) for reference in references)
 
 
 def _refuse_another_run(loaded: LoadedSpec, before: Spec) -> None:

@@ -1,18 +1,20 @@
 """What a resumed run may change, seen before anything starts."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from launcher.contract.attempt import Attempt, Ending
-from launcher.contract.files import write_json
+from launcher.contract.files import write_json, write_text
 from launcher.contract.manifest import MANIFEST, publish
 from launcher.contract.paths import RunPaths
 from launcher.contract.submission import Submission
 from launcher.contract.values import to_value
 from launcher.errors import SpecError
-from launcher.submit.resume import plan_resume
+from launcher.submit.resume import list_followers, plan_resume
+from tests import pipelines
 from tests.conftest import Tuneyard
 
 SPEC = """\
@@ -99,3 +101,56 @@ def test_another_strategy_cannot_use_the_checkpoints(tuneyard: Tuneyard) -> None
         plan_resume(end(tuneyard, "zero2"), ["parallel.strategy=fsdp"], cluster=None)
     assert "cannot change when a run is resumed: fsdp cannot go on from a checkpoint of zero2" in str(caught.value)
     assert "submit the file as a new run" in str(caught.value)
+
+
+CHAIN = """\
+name: chain
+stage: script
+script: {path: train.py}
+resources: {nodes: 1, gpus_per_node: 1, time: 10m}
+stages:
+  first: {}
+  second: {}
+  third: {}
+  fourth: {script: {args: ["${stages.first.checkpoint}"]}}
+"""
+ASKS = "{scheduler: local, accelerator: cpu, gpus_per_node: 1, confirm_gpu_hours: 0.01}"
+"""A profile under which nothing is started without a word."""
+
+
+def test_a_complete_stage_stays_as_it_is_until_what_starts_from_it_has_ended(tuneyard: Tuneyard) -> None:
+    for name, text in (("train.py", ""), ("chain.yaml", CHAIN), ("asks.yaml", ASKS)):
+        (tuneyard.folder / name).write_text(text)
+    planned = tuneyard("plan", "chain.yaml", "--cluster", "asks.yaml", "--json")
+    assert planned.returncode == 0, planned.stderr
+    plans = json.loads(planned.stdout)
+    first, second, third, fourth = (RunPaths(Path(plan["runs"]) / plan["run_id"]) for plan in plans)
+    group = first.root.parent.name
+    for command in ("squeue", "sacct"):
+        write_text(tuneyard.folder / "bin" / command, "#!/bin/sh\nexit 1\n", mode=0o700)
+
+    def extend() -> str:
+        path = f"{tuneyard.folder / 'bin'}:{os.environ['PATH']}"
+        refused = tuneyard("resume", f"{group}/first", "script.args=[more]", env={"PATH": path})
+        assert refused.returncode == 2
+        assert "nothing was submitted" in refused.stderr
+        return refused.stderr
+
+    for paths in (first, second):
+        pipelines.hand_over_gone(paths, t=1.0)
+        pipelines.end(paths, t=2.0, state="completed")
+    pipelines.hand_over(third, t=1.0, pid=os.getpid())
+    assert list_followers(first) == []
+    assert list_followers(second) == [third]
+    pipelines.hand_over(fourth, t=1.0, pid=os.getpid())
+    before = files(first)
+    told = extend()
+    assert f"{group}/first: what starts from it has not ended: {group}/fourth is pending (waits for" in told
+    assert f"tuneyard cancel {group}/fourth; tuneyard retry {group}" in told
+    pipelines.end(third, t=2.0, state="completed")
+    assert f"{group}/fourth is running;" in extend()
+    pipelines.hand_over(fourth, t=1.0, job_id="4711")
+    assert f"{group}/fourth is unknown (Slurm has no answer about job 4711)" in extend()
+    assert files(first) == before
+    pipelines.hand_over_gone(fourth, t=1.0)
+    assert "GPU-hours" in extend()  # nothing is in the way but the question
