@@ -116,14 +116,25 @@ def _judge_text(
         yield f"{clip(node.text)} is not a reference to a stage", hint
     elif earlier is not None:
         for match in REFERENCE.finditer(text):
-            parent = earlier.get(match["stage"])
-            if match["stage"] not in earlier:
+            stage, parent = match["stage"], earlier.get(match["stage"])
+            if stage not in earlier:
                 known = ", ".join(earlier)
                 hint = f"the stages before this one: {known}" if known else "only a later stage of a pipeline can refer"
-                yield f"{match['stage']} is no earlier stage", hint
-            elif parent is not None and parent.train.keep_best is None and match["kind"] == "best":
-                hint = f"write {match[0].replace('.best', '')}, which is then the newest, or name a metric there"
-                yield f"{match['stage']} has train.keep_best: null, so none of its checkpoints is best", hint
+                yield f"{stage} is no earlier stage", hint
+            elif parent is not None and match["kind"] == "best":
+                newest = f"write {match[0].replace('.best', '')}, which is then the newest"
+                if (metric := parent.train.keep_best) is None:
+                    message = f"{stage} has train.keep_best: null, so none of its checkpoints is best"
+                    yield message, f"{newest}, or name a metric there"
+                elif _measures_nothing(parent):
+                    message = f"{stage} has data.eval: null, so none of its checkpoints has {metric} and is best"
+                    yield message, f"{newest}, or give {stage} rows to evaluate, such as data.eval: 0.05"
+
+
+def _measures_nothing(spec: Spec) -> bool:
+    """Whether its checkpoints will have no metric: those are of evaluations. A script logs what it likes, and where
+    none is saved the final save is taken."""
+    return spec.stage != "script" and bool(spec.data and spec.data.eval is None and spec.train.save_every_steps)
 
 
 def _check_stage(name: str, stage: Node) -> Iterator[Problem]:

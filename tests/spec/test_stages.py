@@ -253,6 +253,18 @@ def test_the_best_of_a_stage_that_keeps_none_is_refused(refused, stages):
     assert "hint: write ${stages.sft.checkpoint}" in told
 
 
+def test_the_best_of_a_stage_that_evaluates_nothing_is_refused(refused, stages):
+    best = PIPELINE.replace(".checkpoint}", ".checkpoint.best}")
+    told = refused(best, "stages.sft.data.eval=null")
+    assert "spec.yaml:12:19: stages.second.model.base: sft has data.eval: null" in told
+    assert "none of its checkpoints has eval_loss" in told
+    assert "hint: write ${stages.sft.checkpoint}" in told
+    assert "data.eval: 0.05" in told
+    # Where the stage has no checkpoints its final save is taken.
+    assert list(stages(best, "stages.sft.data.eval=null", "stages.sft.train.save_every_steps=null"))
+    assert list(stages(PIPELINE, "stages.sft.data.eval=null"))
+
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
