@@ -62,8 +62,7 @@ def _check_ds_config(spec: Spec, ds_base: Mapping[str, Any] | None) -> Iterator[
         message = f"a DeepSpeed config has no effect under {spec.parallel.strategy}"
         yield "parallel.ds_config", message, "set parallel.strategy=zero2 or zero3, or parallel.ds_config=null"
     elif ds_base is not None:
-        found = list(find_unknown(ds_base)) or list(find_conflicts(spec, ds_base))
-        for message, hint in found:
+        for message, hint in (*find_unknown(ds_base), *find_conflicts(spec, ds_base)):
             yield "parallel.ds_config", message, hint
 
 

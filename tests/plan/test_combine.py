@@ -72,6 +72,9 @@ def test_a_deepspeed_config_is_checked_as_a_whole() -> None:
     [(_, message, hint)] = find_complaints(spec, H100, {"zero_optimization": {"stge": 3}})
     assert "zero_optimization.stge" in message
     assert hint == "did you mean zero_optimization.stage?"
+    both = {"train_batch_size": 8, "bf16": True, "optimiser": "auto", "optimizer": "AdamW", "checkpoint": {"x": "auto"}}
+    messages = [message for _, message, _ in find_complaints(spec, H100, both)]
+    assert [message.split()[0] for message in messages] == [*list(both)[1:], "train_batch_size"]
 
 
 def test_everything_is_said_at_once() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 from launcher.contract.spec import Spec
 from launcher.contract.strategies import ZERO_STAGES
 
+from .keys import known_keys
+
 AUTO = "auto"
 
 OFFLOADED = {
@@ -62,7 +64,7 @@ FILLED_HERE = (
 def find_conflicts(spec: Spec, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Message and hint of each value in a user's ``config`` that contradicts ``spec``, or that nothing would fill in.
 
-    Shapes are taken as :func:`launcher.spec.deepspeed.find_unknown` has found them.
+    Keys of which :func:`launcher.spec.deepspeed.find_unknown` complains are left to it.
     """
     decided: dict[str, tuple[str, object]] = {
         "zero_optimization.stage": ("parallel.strategy", ZERO_STAGES[spec.parallel.strategy])
@@ -70,7 +72,7 @@ def find_conflicts(spec: Spec, config: Mapping[str, Any]) -> Iterator[tuple[str,
     for section in OFFLOADED["all"]:
         device = "cpu" if section in OFFLOADED[spec.parallel.offload] else "none"
         decided[f"{section}.device"] = ("parallel.offload", device)
-    for key, value in _leaves(config):
+    for key, value in _leaves(config, known_keys()):
         section = key.split(".")[0]
         if section in SECTIONS:
             yield from _section_conflict(spec, key, value)
@@ -97,9 +99,12 @@ def _complain(key: str, value: Any, owner: str) -> tuple[str, str]:
     return f"{key} is {json.dumps(value)}, but {owner} decides it", hint
 
 
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(config: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of all that is ``known``, and a section or a value as it is known."""
     for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
+        if key not in known:
+            continue
+        if isinstance(value, Mapping) and known[key] is not None:
+            yield from _leaves(value, known[key], f"{prefix}{key}.")
+        elif not isinstance(value, Mapping) and known[key] is None:
             yield f"{prefix}{key}", value
