@@ -1,5 +1,6 @@
 """What does not go together is refused at plan time, with what does."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +57,17 @@ def test_float16_is_refused_on_cpu_wherever_it_stands() -> None:
     spec = _spec("ddp", dtype="float16", adapter=Adapter(dtype="float16"))
     assert _keys(spec, DEVCLUSTER) == ["model.dtype", "model.adapter.dtype"]
     assert not _keys(spec, H100)
+
+
+@pytest.mark.parametrize("strategy", LEGAL_OFFLOAD)
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_the_dtypes_named_in_place_of_float16_work_on_cpu(strategy: str, quantization: str) -> None:
+    complaints = find_complaints(_spec(strategy, quantization=quantization, dtype="float16"), DEVCLUSTER, None)
+    [hint] = [hint for _, message, hint in complaints if "float16 needs a GPU" in message]
+    dtypes = re.findall("bfloat16|float32", hint)
+    assert dtypes[0] == "bfloat16"
+    for dtype in dtypes:
+        assert not _keys(_spec(strategy, quantization=quantization, dtype=dtype), DEVCLUSTER)
 
 
 def test_a_deepspeed_config_needs_a_deepspeed_strategy() -> None:
