@@ -19,9 +19,8 @@ def logs(
     import time
 
     from launcher.contract.attempt import read_attempts
-    from launcher.contract.plan import Plan
     from launcher.errors import UserError
-    from launcher.observe import read_status
+    from launcher.observe import read_plan, read_status
 
     from .named import find_named
 
@@ -47,7 +46,7 @@ def logs(
         known = sorted(int(file.stem.rpartition("rank")[2]) for file in folder.glob("node*.rank*.log"))
         raise UserError(f"no log of rank {wanted} in attempt {number}; there are ranks {known}")
     print(f"==> {found[0]}", file=sys.stderr)
-    poll_seconds = Plan.load(paths.plan).cluster.poll_seconds
+    poll_seconds = read_plan(paths).cluster.poll_seconds if follow else 0
     asked_at = 0.0
     with found[0].open(encoding="utf-8", errors="replace") as stream:
         while True:

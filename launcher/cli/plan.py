@@ -71,6 +71,6 @@ def _diff(paths: "RunPaths", other: "RunPaths") -> str:
 
 
 def _read_id(paths: "RunPaths") -> str:
-    from launcher.contract.plan import Plan
+    from launcher.observe import read_plan
 
-    return Plan.load(paths.plan).run_id
+    return read_plan(paths).run_id

@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from launcher.cli.handover import hand_over as follow
+from launcher.contract.files import write_text
 from launcher.contract.paths import PIPELINE
 from launcher.contract.plan import Plan
 from launcher.errors import UserError
@@ -81,10 +82,14 @@ def test_a_damaged_plan_is_named(tuneyard: Tuneyard) -> None:
         stage.plan.write_text(text)
         with pytest.raises(UserError, match=r"plan\.json cannot be read"):
             read_plan(stage)
-    refused = tuneyard("collect", "one")
-    assert refused.returncode == 2
-    assert f"error: {stage.plan} cannot be read" in refused.stderr
-    assert "hint: put a copy of it back" in refused.stderr
+    end(stage, t=2.0)
+    write_text(stage.supervisor_log(1), "a line\n")
+    assert tuneyard("logs", "one").stdout == "a line\n"  # which needs no plan
+    for command in ("collect", "sync"):
+        refused = tuneyard(command, "one")
+        assert refused.returncode == 2
+        assert f"error: {stage.plan} cannot be read" in refused.stderr
+        assert "hint: put a copy of it back" in refused.stderr
 
 
 def test_hints_name_a_stage_by_its_run_id(tuneyard: Tuneyard) -> None:
