@@ -70,7 +70,9 @@ def test_a_run_goes_on_from_its_checkpoint_bit_by_bit(tuneyard: Tuneyard, stage:
         # Under ZeRO-3 the small weights stay whole.
         share = check["params_local_max"] / check["params_total"]
         assert 0.25 <= share < 0.31 if strategy in SHARDS_WEIGHTS else share == 1
-        assert check["optimizer_local"] * (1 if strategy == "ddp" else 4) == check["trainable_params"]
+        # FSDP2 deals rows, so the one row of a score head, 64 elements, is rank 0's.
+        dealt = 3 * 64 if (stage, strategy) == ("reward", "fsdp") else 0
+        assert check["optimizer_local"] * (1 if strategy == "ddp" else 4) == check["trainable_params"] + dealt
         (memory,) = events(rows, "memory")
         assert memory["live_bytes"]["cpu"]["min"] >= check["bytes_local"]
     assert find_problems(paths.checkpoint(2, 20)) == []
