@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from jobs.adapter import Origin, add_adapter, find_origin
 from jobs.errors import JobError
@@ -114,6 +117,23 @@ def test_a_saved_adapter_that_differs_from_the_live_one_is_found(tmp_path: Path)
         check_saved(tmp_path, weights)
     with pytest.raises(JobError, match="1 tensors are missing"):
         check_saved(tmp_path, {**load_file(tmp_path / "adapter_model.safetensors"), "more": torch.ones(1)})
+
+
+@pytest.mark.parametrize("elements", [1, 40, 1000])
+def test_parts_are_gathered_in_buckets_of_one_dtype(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
+    monkeypatch.setattr("jobs.gather.BUCKET", elements)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.Linear(3, 7), torch.nn.BatchNorm1d(7).bfloat16())
+        weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        trained: Any = fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        gathered = gather_trained(SimpleNamespace(model=trained, model_wrapped=trained), keep=True)
+    finally:
+        distributed.destroy_process_group()
+    assert gathered is not None
+    assert set(gathered) == set(weights)
+    assert all(gathered[name].dtype == weights[name].dtype for name in weights)
+    assert all(torch.equal(gathered[name], weights[name]) for name in weights)
 
 
 def store(folder: Path, base: str = "builtin:tiny", **changes: Any) -> Path:
