@@ -13,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from jobs.tiny import write_tiny
+from launcher.contract.checkpoints import newest_checkpoint
 from launcher.contract.files import read_json
 from launcher.contract.ledger import events
 from launcher.contract.manifest import find_problems
 from launcher.contract.paths import RunPaths
 from launcher.contract.spec import Adapter, Data, Parallel, Strategy, Train
+from launcher.contract.strategies import SHARDS_WEIGHTS
 from tests.jobs.reload import reload
 from tests.jobs.runs import FLOAT32, QLORA, Start, checkpoint, launch, ledger, make_rows, values, write_rows, write_run
 
@@ -26,6 +28,8 @@ STRATEGIES: tuple[Strategy, ...] = ("ddp", *SHARDED)
 ANY_WORLD: tuple[Strategy, ...] = ("ddp", "fsdp")
 """Their checkpoints go on with another number of ranks."""
 OFFLOAD = (("fsdp", "all"), ("zero2", "optimizer"), ("zero3", "optimizer"), ("zero3", "all"))
+QLORA_RUNS = tuple(f"{strategy}-qlora" for strategy in STRATEGIES)
+OFFLOAD_RUNS = tuple(f"{strategy}-{offload}" for strategy, offload in OFFLOAD)
 WRAPPERS = {
     "ddp": "DistributedDataParallel",
     "fsdp": "FSDPPeftModelForCausalLM",
@@ -40,6 +44,8 @@ ADAMW = replace(PARITY, optimizer="adamw", learning_rate=1e-3, warmup_steps=4, s
 SHORT = Train(max_steps=6, global_batch=8, save_every_steps=3, eval_every_steps=3, learning_rate=1e-2, keep_last=9)
 FEW = replace(SHORT, max_steps=3, save_every_steps=None)
 EXTENDED = replace(SHORT, max_steps=8, learning_rate=2e-2)
+CLIPPED = replace(SGD, max_steps=1, max_grad_norm=1e-3)
+PRUNED = replace(SHORT, max_steps=3, save_every_steps=1, eval_every_steps=1, learning_rate=3e-2, keep_last=1)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +137,21 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
     for strategy, offload in OFFLOAD:
         parallel = Parallel(strategy=strategy, offload=offload)  # type: ignore[arg-type]
         root = folder / f"{strategy}-{offload}"
-        starts.append(Start(write_run(root, 2, model=QLORA, data=data, train=FEW, parallel=parallel)))
+        write_run(root, 2, model=QLORA, data=data, train=SHORT, parallel=parallel)
+        starts += [Start(root), Start(root, 2, checkpoint(3))]
+    for strategy in STRATEGIES:
+        parallel = Parallel(strategy=strategy)
+        root = write_run(folder / f"{strategy}-clipped", 2, model=FLOAT32, data=data, train=CLIPPED, parallel=parallel)
+        starts.append(Start(root))
+    # Answers that are unlike those trained on: the better these are learned, the worse is the loss of those.
+    other = [{"instruction": f"Spell {n}.", "output": "Z" * 40} for n in range(4)]
+    unlike = replace(data, eval=str(write_rows(folder / "unlike.jsonl", other)))
+    for strategy in SHARDS_WEIGHTS:
+        parallel, name = Parallel(strategy=strategy), f"{strategy}-pruned"
+        root = write_run(folder / name, 2, model=QLORA, data=unlike, train=PRUNED, parallel=parallel)
+        longer, changed = replace(PRUNED, max_steps=4, save_every_steps=None), folder / f"{name}-changed"
+        write_run(changed, 2, model=QLORA, data=unlike, train=longer, parallel=parallel)
+        starts += [Start(root), Start(root, 2, checkpoint(3), changed=changed)]
     for strategy in SHARDED:
         root = folder / f"{strategy}-on-cpu"
         write_run(root, 2, model=FLOAT32, data=data, train=FEW, parallel=Parallel(strategy=strategy))
@@ -198,7 +218,7 @@ def test_the_strategy_in_effect_is_proved(two_ranks: Path, strategy: str) -> Non
     assert row["params_total"] - row["trainable_params"] == plain["params_total"] + head
     assert plain["params_total"] == plain["trainable_params"]
     shares = {name: row[f"{name}_local"] / row[total] for name, total in SHARE_OF.items()}
-    if strategy in ("fsdp", "zero3"):
+    if strategy in SHARDS_WEIGHTS:
         # DeepSpeed leaves small weights whole.
         assert 0.5 <= shares["params"] < 0.55
     else:
@@ -213,7 +233,9 @@ SHARE_OF = {"params": "params_total", "optimizer": "trainable_params"}
 def test_offload_is_proved_and_changes_nothing(two_ranks: Path, strategy: str, offload: str) -> None:
     (row,) = events(ledger(two_ranks / f"{strategy}-{offload}"), "strategy_check")
     assert (row["got"], row["offload"]) == (strategy, offload)
-    assert values(two_ranks / f"{strategy}-{offload}", "loss")[1] == values(two_ranks / f"{strategy}-qlora", "loss")[1]
+    offloaded, kept = (values(two_ranks / f"{strategy}-{name}", "loss") for name in (offload, "qlora"))
+    assert offloaded[1] == kept[1]
+    assert offloaded == pytest.approx(kept, abs=2e-2)
 
 
 @pytest.mark.parametrize("strategy", SHARDED)
@@ -236,9 +258,9 @@ def test_quantized_weights_that_are_left_whole_stop_the_run(two_ranks: Path) -> 
     assert "uint8" in reason
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_resumed_run_repeats_an_uninterrupted_one_bit_by_bit(two_ranks: Path, strategy: str) -> None:
-    root = two_ranks / f"{strategy}-qlora"
+@pytest.mark.parametrize("run", [*QLORA_RUNS, *OFFLOAD_RUNS])
+def test_a_resumed_run_repeats_an_uninterrupted_one_bit_by_bit(two_ranks: Path, run: str) -> None:
+    root = two_ranks / run
     for metric in ("loss", "grad_norm", "tokens", "learning_rate", "eval_loss"):
         straight, resumed = values(root, metric), values(root, metric, attempt=2)
         assert {step: straight[step] for step in resumed} == resumed
@@ -271,6 +293,33 @@ def test_a_checkpoint_has_every_ranks_part_and_the_whole_adapter(two_ranks: Path
     assert (folder / "adapter_model.safetensors").read_bytes() == (
         root / "final" / "adapter_model.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.parametrize("strategy", SHARDS_WEIGHTS)
+def test_the_last_and_the_best_sharded_checkpoints_stay(two_ranks: Path, strategy: str) -> None:
+    root = two_ranks / f"{strategy}-pruned"
+    losses = values(root, "eval_loss")
+    best = min((1, 2, 3), key=losses.__getitem__)
+    assert best != 3
+    assert len(events(ledger(root), "checkpoint")) == 3
+    assert RunPaths(root).published() == [root / checkpoint(best), root / checkpoint(3)]
+    for step in (best, 3):
+        assert find_problems(root / checkpoint(step)) == []
+        assert read_json(root / checkpoint(step) / "manifest.json")["metrics"]["eval_loss"] == losses[step]
+    assert newest_checkpoint(RunPaths(root)) == root / checkpoint(3)
+    assert list(values(root, "loss", attempt=2)) == [4]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_gradient_is_clipped_by_its_norm_over_all_ranks(one_rank: Path, two_ranks: Path, strategy: str) -> None:
+    root = two_ranks / f"{strategy}-clipped"
+    norm, unclipped = values(root, "grad_norm")[1], values(one_rank / "ddp-sgd", "grad_norm")[1]
+    assert norm == pytest.approx(unclipped, abs=1e-5)
+    assert norm > 100 * CLIPPED.max_grad_norm
+    # One step of SGD moves only the second matrices: they start at zero, and so the first ones have no gradient yet.
+    final = load_file(root / "final" / "adapter_model.safetensors")
+    moved = torch.cat([tensor.double().flatten() for name, tensor in final.items() if "lora_B" in name])
+    assert float(moved.norm()) == pytest.approx(CLIPPED.learning_rate * CLIPPED.max_grad_norm, rel=1e-4)
 
 
 def test_an_adapter_keeps_its_own_dtype_beside_a_base_of_another(two_ranks: Path) -> None:
@@ -309,6 +358,6 @@ def test_the_adapters_in_a_fresh_process_with_plain_peft_give_the_live_models_lo
     two_ranks: Path, tmp_path: Path
 ) -> None:
     write_tiny(tmp_path)
-    for found in reload(tmp_path, *(two_ranks / f"{strategy}-qlora" / "final" for strategy in STRATEGIES)):
+    for found in reload(tmp_path, *(two_ranks / run / "final" for run in (*QLORA_RUNS, *OFFLOAD_RUNS))):
         assert found["same"] == found["live"]
         assert max(abs(a - b) for a, b in zip(found["without"], found["live"], strict=True)) > 0.05
