@@ -14,7 +14,7 @@ from .environment import substitute
 from .overrides import apply_overrides
 from .parents import get_parent
 from .paths import resolve_paths
-from .stages import find_bad_references, find_missing_kind, name_stages, prefix_key, split_stages
+from .stages import find_bad_references, find_lost_overrides, find_missing_kind, name_stages, prefix_key, split_stages
 from .text import parse_text, read_text
 from .tree import Node, find_node
 from .validate import get_adapter, validate
@@ -84,6 +84,7 @@ def load_stages(
         if loaded is not None:
             stages[name] = loaded
     problems += name_stages(root, wrong) if trees else wrong[""]
+    problems += find_lost_overrides(root)
     if problems:
         raise SpecError(sort_problems(problems, overrides))
     return stages

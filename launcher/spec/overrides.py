@@ -1,13 +1,14 @@
 """Lays command-line overrides (``a.b=value``) over the tree of a file."""
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from launcher.errors import Problem, SpecError
 
 from .schema import accepts, find_key, fit_text
 from .text import parse_value
-from .tree import OVERRIDE, Node, Place
+from .tree import OVERRIDE, Node, Place, find_node
 
 EXCLUSIVE = (("train.max_steps", "train.epochs"), ("train.warmup_steps", "train.warmup_ratio"))
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
@@ -25,16 +26,37 @@ def apply_overrides(root: Node, overrides: Sequence[str], cls: type) -> list[Pro
     return problems
 
 
-def _clear_rivals(root: Node, overrides: Sequence[str]) -> None:
-    """An override of one of two keys that exclude each other clears the file's other one."""
-    named = {override.partition("=")[0] for override in overrides if not override.endswith("=null")}
+def _check_stage(root: Node, path: Sequence[str], start: Place) -> None:
+    """An override changes the stages that the file has; a misspelt name must not add one."""
+    if path[0] != "stages" or len(path) < 3:
+        return
+    section = root.value.get("stages") if isinstance(root.value, dict) else None
+    names = list(section.value) if section is not None and isinstance(section.value, dict) else []
+    if path[1] not in names:
+        close = difflib.get_close_matches(path[1], names, n=1)
+        known = f"the stages of the file are {', '.join(names)}" if names else "the file has no stages"
+        hint = f"did you mean stages.{close[0]}?" if close else known
+        raise SpecError([start.problem(f"stages.{path[1]}", "is no stage of the file", hint)])
+
+
+def list_rivals() -> Iterator[tuple[str, str]]:
+    """Each key that excludes another, and that other one."""
     for pair in EXCLUSIVE:
-        for name, rival in (pair, pair[::-1]):
-            section, key = rival.split(".")
-            if name in named and rival not in named and isinstance(root.value, dict):
-                node = root.value.get(section)  # missing where the override itself was refused
-                if node is not None and isinstance(node.value, dict):
-                    node.value.pop(key, None)
+        yield from (pair, pair[::-1])
+
+
+def _clear_rivals(root: Node, overrides: Sequence[str]) -> None:
+    """An override of one of two keys that exclude each other clears the file's other one, in a stage the stage's."""
+    named = {name for name, equals, text in (item.partition("=") for item in overrides) if equals and text != "null"}
+    for name in named:
+        stage = re.match(r"stages\.[^.]+\.", name)
+        prefix = stage[0] if stage else ""
+        for key, rival in list_rivals():
+            if name == prefix + key and prefix + rival not in named:
+                *sections, last = (prefix + rival).split(".")
+                around, is_there = find_node(root, tuple(sections))  # missing where the override itself was refused
+                if is_there and isinstance(around.value, dict):
+                    around.value.pop(last, None)
 
 
 def _apply(root: Node, override: str, cls: type) -> None:
@@ -45,6 +67,7 @@ def _apply(root: Node, override: str, cls: type) -> None:
     if not _KEY.fullmatch(name):
         raise SpecError([start.problem("", "expected a dotted key before the =", "such as train.max_steps=60")])
     path = tuple(name.split("."))
+    _check_stage(root, path, start)
     if not text.strip():
         # An unset shell variable must not clear a value by accident.
         hint = f"`{name}=null` clears it; `{name}='\"\"'` is empty text"

@@ -10,7 +10,8 @@ from launcher.contract.spec import Spec, Stage
 from launcher.errors import Problem
 
 from .not_yet import ROWS
-from .tree import Node, Place, clip
+from .overrides import list_rivals
+from .tree import OVERRIDE, Node, Place, clip, find_node
 
 KEY = "stages"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
@@ -42,8 +43,26 @@ def split_stages(root: Node) -> tuple[dict[str, Node], list[Problem]]:
     for name, stage in section.value.items():
         problems += _check_stage(name, stage)
         if _NAME.fullmatch(name) and isinstance(stage.value, dict | None):
-            trees[name] = _merge(shared, _name_kind(name, stage))
+            stage = _name_kind(name, stage)
+            trees[name] = _merge(_without_rivals(shared, stage), stage)
     return trees, problems
+
+
+def find_lost_overrides(root: Node) -> list[Problem]:
+    """The overrides of what all stages share that reach none of them, because each writes the key itself."""
+    section = root.value.get(KEY) if isinstance(root.value, dict) else None
+    if section is None or not isinstance(section.value, dict) or not section.value:
+        return []
+    stages = {name: _name_kind(name, stage) for name, stage in section.value.items()}
+    problems = []
+    for path, node in _list_leaves(_without(root, KEY), ()):
+        if node.place.file == OVERRIDE and all(_writes(stage, path) for stage in stages.values()):
+            key = ".".join(path)
+            either = " or ".join([key, *(rival for name, rival in list_rivals() if name == key)])
+            message = f"has no effect: {either} is set in {' and in '.join(stages)}"
+            hint = f"name the stage, such as {KEY}.{next(iter(stages))}.{key}={node.text}"
+            problems.append(node.place.problem(key, message, hint))
+    return problems
 
 
 def find_missing_kind(name: str, tree: Node) -> list[Problem]:
@@ -157,6 +176,38 @@ def _name_kind(name: str, stage: Node) -> Node:
     place: Place = stage.key_place
     kind = Node(value=name, place=place, key_place=place, text=name)
     return Node(value={"stage": kind, **sections}, place=stage.place, key_place=stage.key_place)
+
+
+def _writes(stage: Node, path: tuple[str, ...]) -> bool:
+    """Whether ``stage`` has a word of its own on the key at ``path``, or on the one that it excludes."""
+    rivals = [tuple(rival.split(".")) for key, rival in list_rivals() if key == ".".join(path)]
+    around, is_there = find_node(stage, path)
+    is_cleared = not is_there and not isinstance(around.value, dict)
+    return is_there or is_cleared or any(_is_set(stage, rival) for rival in rivals)
+
+
+def _is_set(root: Node, path: tuple[str, ...]) -> bool:
+    node, is_there = find_node(root, path)
+    return is_there and node.value is not None
+
+
+def _without_rivals(shared: Node, stage: Node) -> Node:
+    """``shared`` without what excludes a key that ``stage`` writes: its max_steps replaces the epochs of all."""
+    shared = _copy(shared)
+    for key, rival in list_rivals():
+        *sections, last = rival.split(".")
+        around, is_there = find_node(shared, tuple(sections))
+        if is_there and isinstance(around.value, dict) and _is_set(stage, tuple(key.split("."))):
+            around.value.pop(last, None)
+    return shared
+
+
+def _list_leaves(node: Node, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Node]]:
+    if isinstance(node.value, dict):
+        for name, child in node.value.items():
+            yield from _list_leaves(child, (*path, name))
+    else:
+        yield path, node
 
 
 def _merge(under: Node, over: Node) -> Node:

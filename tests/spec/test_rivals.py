@@ -31,3 +31,9 @@ def test_two_overrides_that_exclude_each_other_are_refused(tmp_path: Path) -> No
 def test_an_empty_override_without_the_section_is_an_error_and_no_traceback(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="nothing stands after the ="):
         load_spec(_write(tmp_path, ""), ["train.max_steps="])
+
+
+def test_an_override_without_a_value_clears_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(_write(tmp_path, ", train: {epochs: 3}"), ["train.max_steps", "20"])
+    assert [problem.message for problem in caught.value.problems] == ["expected key=value"] * 2

@@ -65,6 +65,31 @@ def test_overrides_reach_all_stages_or_one(stages):
     assert found["second"].resources.partition == "2024"  # text, because the schema says so
 
 
+def test_the_length_of_a_stage_replaces_the_other_kind_of_length(stages):
+    """Of the file's top, and by an override of the stage itself."""
+    text = PIPELINE.replace("max_steps: 60", "epochs: 3").replace("{learning_rate: 1e-3}", "{max_steps: 5}")
+    assert [(spec.train.max_steps, spec.train.epochs) for spec in stages(text).values()] == [(5, None), (None, 3)]
+    found = stages(text, "stages.sft.train.epochs=2", "stages.second.train.max_steps=7")
+    assert [(spec.train.max_steps, spec.train.epochs) for spec in found.values()] == [(None, 2), (7, None)]
+
+
+def test_an_override_that_reaches_no_stage_is_refused(stages, refused):
+    text = PIPELINE.replace("warmup_ratio: null", "learning_rate: 1e-5, epochs: 1")
+    told = refused(text, "train.learning_rate=5e-5")
+    assert "override: train.learning_rate: has no effect: train.learning_rate is set in sft and in second" in told
+    assert "stages.sft.train.learning_rate=5e-5" in told
+    text = text.replace("learning_rate: 1e-3", "epochs: 2")
+    assert "train.max_steps or train.epochs is set in sft" in refused(text, "train.max_steps=4")
+    assert [spec.train.learning_rate for spec in stages(text, "train.learning_rate=5e-5").values()] == [5e-5, 1e-5]
+
+
+def test_an_override_adds_no_stage(refused):
+    told = refused(PIPELINE, "stages.secnd.train.seed=8")
+    assert told.startswith("override: stages.secnd: is no stage of the file")
+    assert told.endswith("did you mean stages.second?")
+    assert "the file has no stages" in refused(VALID, "stages.sft.train.seed=8")
+
+
 def test_a_stage_called_as_a_kind_is_of_that_kind(stages):
     """Whatever the top says, for everything else there is shared; but its own word counts."""
     spec = VALID.replace("stage: sft\n", "") + "stages: {sft: {}, warm: {stage: sft}}\n"
