@@ -248,7 +248,8 @@ def explain_no_loss(ids: list[int], labels: list[int], data: Data) -> str:
     if all(label == IGNORED for label in labels):
         return "has no token to learn"
     before = next(index for index, label in enumerate(labels) if label != IGNORED)
-    return f"nothing of it is left within max_length {data.max_length}: {before} of {len(ids)} tokens come before it"
+    limit = f"data.max_length {data.max_length}"
+    return f"nothing of it is left within {limit}: {before} of {len(ids)} tokens come before it"
 
 
 def _check_bad(bad: list[BadRow], num_rows: int, num_good: int, key: str, on_bad_row: str) -> None:
@@ -257,10 +258,10 @@ def _check_bad(bad: list[BadRow], num_rows: int, num_good: int, key: str, on_bad
         if len(bad) > SHOWN:
             lines.append(f"... and {len(bad) - SHOWN} more")
         rows = "row is" if len(bad) == 1 else "rows are"
-        raise JobError(
-            f"{key}: {len(bad)} of {num_rows} {rows} bad\n  " + "\n  ".join(lines) + "\n"
-            "mend them, or set data.on_bad_row: skip to train without them"
-        )
+        remedy = "mend them, or set data.on_bad_row: skip to train without them"
+        if not num_good:  # skipping them would leave nothing
+            remedy = "mend them, or set data.format, data.columns or data.max_length to what the rows are"
+        raise JobError(f"{key}: {len(bad)} of {num_rows} {rows} bad\n  " + "\n  ".join(lines) + f"\n{remedy}")
     if not num_good:
         first = f"; the first: {bad[0]}" if bad else ""
         raise JobError(f"{key}: none of {num_rows} rows can be used{first}")

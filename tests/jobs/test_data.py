@@ -33,7 +33,7 @@ def test_long_rows_are_cut_and_counted_and_rows_cut_of_all_loss_are_bad(tmp_path
     assert prepared.train.num_truncated == 1
     (bad,) = prepared.skipped
     assert (bad.row, bad.column) == (3, "output")
-    assert bad.reason == "nothing of it is left within max_length 64: 109 of 123 tokens come before it"
+    assert bad.reason == "nothing of it is left within data.max_length 64: 109 of 123 tokens come before it"
 
 
 def test_the_first_ten_bad_rows_are_named(tmp_path: Path, tokenizer: Any) -> None:
@@ -45,7 +45,10 @@ def test_the_first_ten_bad_rows_are_named(tmp_path: Path, tokenizer: Any) -> Non
     assert lines[0] == "data.train: 12 of 15 rows are bad"
     assert lines[1] == f"  {path}, row 4: output: is missing; the row has instruction"
     assert lines[11] == "  ... and 2 more"
+    assert lines[12] == "mend them, or set data.on_bad_row: skip to train without them"
     only_bad = write_rows(tmp_path / "b.jsonl", rows[3:])
+    with pytest.raises(JobError, match=r"12 of 12 rows are bad(.|\n)* or set data.format, data.columns"):
+        prepare_data(Data(train=str(only_bad)), "assistant", 0, tokenizer)
     with pytest.raises(JobError, match="none of 12 rows can be used"):
         prepare_data(Data(train=str(only_bad), on_bad_row="skip"), "assistant", 0, tokenizer)
 

@@ -56,7 +56,7 @@ def test_every_kind_of_bad_row_is_named_or_skipped(tmp_path: Path, tokenizer: An
     assert [(bad.row, bad.column, bad.reason) for bad in prepared.skipped] == [
         (2, "rejected", "is equal to chosen"),
         (3, "rejected", "is equal to chosen once both are cut to max_length 64"),
-        (4, "chosen", "nothing of it is left within max_length 64: 109 of 123 tokens come before it"),
+        (4, "chosen", "nothing of it is left within data.max_length 64: 109 of 123 tokens come before it"),
         (5, "rejected", "is missing; the row has prompt, chosen"),
     ]
     with pytest.raises(JobError) as caught:
