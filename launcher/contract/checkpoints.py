@@ -1,10 +1,10 @@
 """Chooses among the published checkpoints of a run: the newest that is whole, or the best."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from .files import read_json
-from .manifest import MANIFEST, find_problems
+from .manifest import find_problems, read_manifest
 from .paths import RunPaths
 
 
@@ -19,10 +19,13 @@ def best_checkpoint(paths: RunPaths, metric: str) -> Path | None:
 
 
 def rank_checkpoints(published: list[Path], metric: str) -> list[Path]:
-    """Those whose manifest has ``metric``, the best first: the lowest loss or error, the highest of anything else."""
-    values = {path: (read_json(path / MANIFEST) or {}).get("metrics", {}).get(metric) for path in reversed(published)}
+    """Those whose manifest has a finite ``metric``, the best first: the lowest loss or error, the highest of anything
+    else. One whose manifest cannot be read has none."""
+    found = {path: (read_manifest(path) or {}).get("metrics", {}).get(metric) for path in reversed(published)}
+    # NaN is in no order: it would stand wherever it stood.
+    values = {path: value for path, value in found.items() if value is not None and math.isfinite(value)}
     sign = 1 if metric.endswith(("loss", "perplexity", "error")) else -1
-    return sorted((path for path in values if values[path] is not None), key=lambda path: sign * values[path])
+    return sorted(values, key=lambda path: sign * values[path])
 
 
 def _first_whole(folders: Iterable[Path]) -> Path | None:

@@ -1,5 +1,6 @@
 """Which checkpoints stay."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from jobs.checkpoint import check_resumable, prune
 from jobs.context import RankContext
 from jobs.errors import JobError
-from launcher.contract.checkpoints import newest_checkpoint
+from launcher.contract.checkpoints import best_checkpoint, newest_checkpoint
 from launcher.contract.manifest import find_problems, publish
 from launcher.contract.paths import RunPaths
 from launcher.contract.spec import Parallel
@@ -31,6 +32,24 @@ def test_the_last_and_the_best_stay(tmp_path: Path) -> None:
     assert not made[0].exists()
     assert prune(paths, 2, "eval_accuracy") == [made[1]]
     assert prune(paths, 1, None) == [made[3]]
+
+
+def test_a_metric_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    losses = ((10, -math.inf), (20, 1.0), (30, 2.0), (40, math.nan))
+    made = [make(paths, 1, step, loss) for step, loss in losses]
+    assert best_checkpoint(paths, "eval_loss") == made[1]
+    assert best_checkpoint(paths, "eval_accuracy") == made[2]
+    assert prune(paths, 1, "eval_loss") == [made[0], made[2]]
+
+
+def test_a_manifest_that_cannot_be_read_hides_no_other_checkpoint(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    made = [make(paths, 1, step, loss) for step, loss in ((10, 1.0), (20, 2.0), (30, 0.5))]
+    (made[2] / "manifest.json").write_text('{"v":')
+    assert best_checkpoint(paths, "eval_loss") == made[0]
+    assert newest_checkpoint(paths) == made[1]
+    assert prune(paths, 1, "eval_loss") == [made[1]]
 
 
 def test_a_later_attempt_is_newer_even_at_an_earlier_step(tmp_path: Path) -> None:
