@@ -94,9 +94,8 @@ def _start(context: RankContext, ledger: LedgerWriter | None) -> None:
 def _leave_as_python() -> None:
     """What the interpreter does after a script: it waits for threads, then calls what is registered with atexit.
 
-    A rank leaves by os._exit, and W&B's client, writers and pools of the script finish here.
+    A rank leaves by os._exit, and W&B's client, writers and pools of the script finish here. The threads of a pool end
+    only when they are told to, which the first call does too.
     """
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
-            thread.join()
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()

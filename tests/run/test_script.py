@@ -22,6 +22,7 @@ PLAIN = """\
     import os
     import sys
     import threading
+    from concurrent.futures import ThreadPoolExecutor
     from pathlib import Path
 
     import mymodule  # beside the script
@@ -33,6 +34,12 @@ PLAIN = """\
     out.write_text("|".join(words))
     atexit.register(lambda: out.with_suffix(".atexit").touch())
     threading.Timer(1, lambda: out.with_suffix(".thread").touch()).start()
+    pool = ThreadPoolExecutor()  # that nobody shuts down
+
+    def write():
+        out.with_suffix(".pool").touch()
+
+    pool.submit(write)
     """
 
 STEPS = """\
@@ -99,6 +106,7 @@ def test_a_script_that_knows_nothing_of_tuneyard_completes(tuneyard: Tuneyard, p
         assert said[8:] == ["2", "2", "8", "--lr", "1e-4", "two words"]
         assert (paths.root / f"out{rank}.atexit").exists()
         assert (paths.root / f"out{rank}.thread").exists()
+        assert (paths.root / f"out{rank}.pool").exists()
     assert json.loads(paths.completion.read_text())["run_id"] == paths.root.name
     assert tuneyard.status()["state"] == "completed"
     collected = tuneyard("collect", "last")
