@@ -14,14 +14,14 @@ from launcher.contract.paths import RunPaths
 from launcher.contract.pipeline import REFERENCE
 from launcher.contract.plan import Plan
 from launcher.contract.process import is_running
-from launcher.contract.submission import read_submission
+from launcher.contract.submission import Submission, read_submission
 from launcher.contract.values import to_value
 
 POLL_SECONDS = 1.0
 
 
 def await_parent(paths: RunPaths, plan: Plan, is_stopped: Callable[[], bool]) -> bool:
-    """Return True when the stage before this one is complete, False when this one is stopped first.
+    """Return True when the stage before this one is complete, False when this one is stopped or handed over anew first.
 
     Slurm starts a job only after its parent's (afterok), so there the record needs a moment at most; a local stage
     waits here for as long as its parent lives.
@@ -31,10 +31,10 @@ def await_parent(paths: RunPaths, plan: Plan, is_stopped: Callable[[], bool]) ->
     """
     if plan.after is None:
         return True
-    parent = RunPaths(paths.root.parent / plan.after)
+    parent, mine = RunPaths(paths.root.parent / plan.after), read_submission(paths)
     patience = time.monotonic() + (VISIBLE_SECONDS if plan.cluster.scheduler == "slurm" else 0)
     while not parent.completion.exists():
-        if is_stopped():
+        if is_stopped() or _is_replaced(paths, mine):
             return False
         submission = read_submission(parent)
         is_alive = submission is not None and submission.pid and is_running(submission.pid, submission.pid_start)
@@ -45,7 +45,14 @@ def await_parent(paths: RunPaths, plan: Plan, is_stopped: Callable[[], bool]) ->
                 f"mend what `tuneyard status {plan.group}` says of it, then: tuneyard retry {plan.group}"
             )
         time.sleep(POLL_SECONDS)
-    return True
+    return not _is_replaced(paths, mine)
+
+
+def _is_replaced(paths: RunPaths, mine: Submission | None) -> bool:
+    """Whether the run was handed over again since ``mine``: ``tuneyard retry`` may come before this supervisor has seen
+    that its parent has ended, and the parent then goes on for both."""
+    now = read_submission(paths)
+    return mine is not None and now is not None and now.t != mine.t
 
 
 def record_lineage(paths: RunPaths, plan: Plan) -> None:

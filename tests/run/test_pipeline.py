@@ -1,6 +1,7 @@
 """Pipelines: each stage starts from what the one before it left, and a failure loses nothing but what follows it."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.lineage import await_parent
 from launcher.contract.attempt import read_attempts
 from launcher.contract.files import write_text
 from launcher.contract.lineage import read_lineage
@@ -17,7 +19,7 @@ from launcher.contract.plan import Plan
 from launcher.contract.spec import Model
 from launcher.contract.submission import read_submission
 from tests.conftest import ROOT, Tuneyard
-from tests.pipelines import make_pipeline
+from tests.pipelines import end, hand_over, make_pipeline
 
 from .conftest import ROWS, write_profile
 
@@ -156,6 +158,22 @@ def test_a_refused_stage_takes_the_others_back(tuneyard: Tuneyard, devcluster: d
     assert done.returncode == 3
     assert "nothing was submitted" in done.stderr
     assert list(tuneyard.folder.glob("runs/*/*/submission.json")) == []
+
+
+def test_a_stage_that_was_handed_over_anew_while_it_waited_starts_once(tmp_path: Path) -> None:
+    """As by a retry before its first supervisor has seen that its parent has ended."""
+    sft, dpo = make_pipeline(tmp_path, "sft", "dpo")
+    plan = Plan.load(dpo.plan)
+    hand_over(sft, t=1.0, pid=os.getpid())
+    hand_over(dpo, t=1.0, pid=os.getpid())
+
+    def retry() -> bool:
+        hand_over(dpo, t=2.0, pid=os.getpid())
+        end(sft, t=3.0, state="completed")
+        return False
+
+    assert not await_parent(dpo, plan, retry)
+    assert await_parent(dpo, plan, lambda: False)
 
 
 @pytest.mark.parametrize("is_renamed", [True, False])
