@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -105,16 +106,21 @@ def _attempt(paths: RunPaths, plan: Plan, number: int, signals: _Signals) -> int
             ranks.stop()
     except JobError as error:
         ending = Ending(t=time.time(), state="failed", exit_code=EXIT_FAILED, reason=str(error))
-    replace(attempt, ended=ending).save(paths)
-    print(f"attempt {number} {ending.state}: {ending.reason}", flush=True)
-    for line in ending.log:
-        print(f"  | {line}", flush=True)
-    exporter.finish()
+    except Exception as error:  # a damaged file, a full disk: the attempt has ended, and its record must say so
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}; tuneyard logs {plan.run_id} has the traceback"
+        ending = Ending(t=time.time(), state="failed", exit_code=EXIT_FAILED, reason=reason)
+    # Tokens first: once the record is there the run may be handed over anew, with tokens for that.
     if ending.state != "interrupted":  # Slurm may requeue an interrupted run, which then needs its tokens again
         paths.secrets.unlink(missing_ok=True)
     if ending.state in ("failed", "cancelled"):
         for later in _later_stages(paths, plan):  # they will not start, and `tuneyard retry` writes theirs anew
             later.secrets.unlink(missing_ok=True)
+    replace(attempt, ended=ending).save(paths)
+    print(f"attempt {number} {ending.state}: {ending.reason}", flush=True)
+    for line in ending.log:
+        print(f"  | {line}", flush=True)
+    exporter.finish()
     return ending.exit_code
 
 

@@ -176,6 +176,22 @@ def test_a_stage_that_was_handed_over_anew_while_it_waited_starts_once(tmp_path:
     assert await_parent(dpo, plan, lambda: False)
 
 
+def test_a_supervisor_that_fails_says_why(tmp_path: Path) -> None:
+    sft, dpo = make_pipeline(tmp_path, "sft", "dpo")
+    plan = Plan.load(dpo.plan)
+    replace(plan, spec=replace(plan.spec, model=Model(base="${stages.sft.checkpoint}"))).save(dpo.plan)
+    end(sft, t=1.0, state="completed")
+    sft.plan.write_text("{")
+    write_text(dpo.secrets, "HF_TOKEN=secret\n")
+    command = [sys.executable, "-m", "jobs.supervisor", str(dpo.root)]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60).returncode == 1
+    ending = read_attempts(dpo)[0].ended
+    assert ending is not None
+    assert (ending.state, ending.reason.partition(":")[0]) == ("failed", "JSONDecodeError")
+    assert "Traceback" in dpo.supervisor_log(1).read_text()
+    assert not dpo.secrets.exists()
+
+
 @pytest.mark.parametrize("is_renamed", [True, False])
 def test_a_failed_stage_ends_in_order_though_its_pipeline_is_not(tmp_path: Path, is_renamed: bool) -> None:
     """Its folder has another name by now, or the record of the stages is damaged."""

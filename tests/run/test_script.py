@@ -3,6 +3,7 @@
 import json
 import subprocess
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,20 @@ def test_a_failing_script_is_told_in_its_own_words(tuneyard: Tuneyard, project: 
     assert ending is not None
     assert reason in ending.reason
     assert not paths.completion.exists()
+
+
+def test_tokens_are_gone_once_the_end_is_on_record(tuneyard: Tuneyard, project: Path) -> None:
+    """The exporter ends a little later, and a resume in between writes tokens of its own."""
+    profile = write_profile(tuneyard.folder, scheduler="local")
+    arguments = [_spec(tuneyard, project, "raise SystemExit(3)"), "tracking.wandb=offline", "--cluster", str(profile)]
+    done = tuneyard("submit", *arguments, "--json", env={"HF_TOKEN": "canary"})
+    paths = RunPaths(Path(json.loads(done.stdout)["run_dir"]))
+    assert paths.secrets.read_text() == "HF_TOKEN=canary\n"
+    deadline = time.monotonic() + 60
+    while not any(attempt.ended for attempt in read_attempts(paths)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not paths.secrets.exists()
 
 
 def test_a_rank_may_go_on_after_the_others_and_leave_by_exit_0(tuneyard: Tuneyard, project: Path) -> None:
