@@ -87,6 +87,8 @@ def _check_parent(paths: RunPaths, parent: Parent) -> None:
         fault = "is gone"
     elif hash_file(record) != parent.manifest_sha256:
         fault = "is no longer the same"
+    elif changes := find_changes(folder, read_json(record)["files"]):
+        fault = f"is no longer the same: {changes[0]}"
     else:
         return
     raise JobError(

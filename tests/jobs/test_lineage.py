@@ -76,18 +76,26 @@ def test_a_run_with_a_checkpoint_stays_made_from_what_it_was(stages: tuple[RunPa
     assert second.lineage.read_bytes() == before
 
 
-@pytest.mark.parametrize("is_gone", [True, False])
-def test_a_run_whose_origin_was_lost_says_so(stages: tuple[RunPaths, RunPaths], is_gone: bool) -> None:
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        ("gone", "is gone"),
+        ("manifest", "is no longer the same"),
+        ("weights", "is no longer the same: weights differs from its hash"),
+    ],
+)
+def test_a_run_whose_origin_was_lost_says_so(stages: tuple[RunPaths, RunPaths], damage: str, fault: str) -> None:
     first, second = stages
     record_lineage(second, later())
     save(second, 1, {})
     folder = first.checkpoint(1, 1)
-    if is_gone:
+    if damage == "gone":
         shutil.rmtree(folder)
-    else:
+    elif damage == "manifest":
         manifest = folder / MANIFEST
         manifest.write_text(manifest.read_text().replace("1.0", "0.9"))
-    fault = "is gone" if is_gone else "is no longer the same"
+    else:
+        (folder / "weights").write_text("1 9")
     with pytest.raises(
         JobError, match=rf"stages\.sft\.checkpoint.*\.\./sft/checkpoints/a01/step-000001, which {fault}"
     ):
