@@ -19,7 +19,7 @@ def resume(
     from launcher.submit.retry import retry as start
 
     from .handover import hand_over
-    from .named import find_named
+    from .named import find_named, refuse_living
 
     found = find_named(run, runs)
     if found.is_pipeline:
@@ -30,8 +30,7 @@ def resume(
         )
     (paths,) = found.stages
     status, *followers = read_statuses([paths, *list_followers(paths)])
-    if status.state in ("pending", "running", "unknown"):
-        raise UserError(f"{status.run_id} is {status.state}; only a run that has ended can be resumed")
+    refuse_living(status)
     plan = plan_resume(paths, overrides or [], cluster=cluster)
     left = [item for item in followers if item.state in ("pending", "running", "unknown")]
     refuse_while_followed(

@@ -11,7 +11,7 @@ def retry(run: RunName, wait: Wait = False, yes: Yes = False, as_json: AsJson = 
     from launcher.submit.retry import retry as start
 
     from .handover import hand_over
-    from .named import find_named
+    from .named import find_named, refuse_living
 
     found = find_named(run, runs)
     if found.missing:
@@ -20,7 +20,7 @@ def retry(run: RunName, wait: Wait = False, yes: Yes = False, as_json: AsJson = 
             f"{found.root.name}: {gone} cannot be run again, its run directory is gone; submit the file anew"
         )
     for paths, status in zip(found.stages, read_statuses(found.stages), strict=True):
-        if paths.submission.exists() and status.state in ("pending", "running", "unknown"):
-            raise UserError(f"{status.run_id} is {status.state}; only what has ended can be run again")
+        if paths.submission.exists():
+            refuse_living(status)
     planned = plan_retry(found.stages)
     hand_over(planned, lambda: start(planned), root=found.root, wait=wait, yes=yes, as_json=as_json)
