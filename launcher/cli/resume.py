@@ -15,7 +15,7 @@ def resume(
     """Go on with a run that has ended, as a new attempt; train.max_steps=N extends a finished one."""
     from launcher.errors import UserError
     from launcher.observe import read_statuses
-    from launcher.submit.resume import list_followers, plan_resume, refuse_while_followed
+    from launcher.submit.resume import list_followers, plan_resume, refuse_while_followed, see_submissions
     from launcher.submit.retry import retry as start
 
     from .handover import hand_over
@@ -29,6 +29,7 @@ def resume(
             f"tuneyard resume {group}/{found.stages[-1].root.name} one stage"
         )
     (paths,) = found.stages
+    seen = see_submissions([paths])
     status, *followers = read_statuses([paths, *list_followers(paths)])
     refuse_living(status)
     plan = plan_resume(paths, overrides or [], cluster=cluster)
@@ -36,4 +37,5 @@ def resume(
     refuse_while_followed(
         plan, {item.run_id: f"{item.state} ({item.reason})" if item.reason else item.state for item in left}
     )
-    hand_over([(plan, paths)], lambda: start([(plan, paths)]), root=found.root, wait=wait, yes=yes, as_json=as_json)
+    planned = [(plan, paths)]
+    hand_over(planned, lambda: start(planned, seen), root=found.root, wait=wait, yes=yes, as_json=as_json)

@@ -7,6 +7,7 @@ def retry(run: RunName, wait: Wait = False, yes: Yes = False, as_json: AsJson = 
     """Run the stages of a pipeline that are not complete, each from its newest checkpoint; the others stay."""
     from launcher.errors import UserError
     from launcher.observe import read_statuses
+    from launcher.submit.resume import see_submissions
     from launcher.submit.retry import plan_retry
     from launcher.submit.retry import retry as start
 
@@ -19,8 +20,9 @@ def retry(run: RunName, wait: Wait = False, yes: Yes = False, as_json: AsJson = 
         raise UserError(
             f"{found.root.name}: {gone} cannot be run again, its run directory is gone; submit the file anew"
         )
+    seen = see_submissions(found.stages)
     for paths, status in zip(found.stages, read_statuses(found.stages), strict=True):
         if paths.submission.exists():
             refuse_living(status)
     planned = plan_retry(found.stages)
-    hand_over(planned, lambda: start(planned), root=found.root, wait=wait, yes=yes, as_json=as_json)
+    hand_over(planned, lambda: start(planned, seen), root=found.root, wait=wait, yes=yes, as_json=as_json)

@@ -133,16 +133,24 @@ def refuse_while_followed(plan: Plan, states: Mapping[str, str]) -> None:
     )
 
 
-def resume(plan: Plan, paths: RunPaths, after: str | None = None) -> Submission:
+def see_submissions(stages: Sequence[RunPaths]) -> dict[RunPaths, bytes | None]:
+    """The records of the last hand-overs as they stand, None where there is none: what :func:`resume` compares with.
+
+    To be read before anybody judges that the runs have ended.
+    """
+    return {paths: paths.submission.read_bytes() if paths.submission.exists() else None for paths in stages}
+
+
+def resume(plan: Plan, paths: RunPaths, seen: bytes | None, after: str | None = None) -> Submission:
     """Hand the run over again, as ``plan`` says; what stood there stays if that fails.
 
-    ``after`` is the Slurm job that it waits for.
+    ``seen`` is its record of :func:`see_submissions`; ``after`` the Slurm job that it waits for.
 
     Raises:
-        UserError: another command resumes it at this moment.
+        UserError: another command resumes it at this moment, or has done so since.
         ClusterError: the scheduler refused.
     """
-    with _reopened(paths):
+    with _reopened(paths, seen):
         render_all(plan)
         return submit(plan, paths, None, after)
 
@@ -209,7 +217,7 @@ def _refuse_another_world_size(loaded: LoadedSpec, plan: Plan, before: Plan, pat
 
 
 @contextmanager
-def _reopened(paths: RunPaths) -> Iterator[None]:
+def _reopened(paths: RunPaths, seen: bytes | None) -> Iterator[None]:
     """Move the records of the last start into the attempts' folder; an exception moves them back, and the plan."""
     number = max((attempt.number for attempt in read_attempts(paths)), default=0)
     make_folder(paths.attempts)
@@ -219,10 +227,16 @@ def _reopened(paths: RunPaths) -> Iterator[None]:
         paths.cancelled: paths.attempts / f"a{number:02d}.cancelled",
     }
     before = Plan.load(paths.plan)
+    taken = paths.attempts / f".submission.{os.getpid()}"
     try:
-        os.rename(paths.submission, moved[paths.submission])
+        os.rename(paths.submission, taken)
     except FileNotFoundError:
-        raise UserError(f"{paths.root.name} is being resumed by another command") from None
+        raise UserError(f"{before.run_id} is being resumed by another command") from None
+    # Looked at when it is ours: whoever asked first may have been answered last.
+    if taken.read_bytes() != seen:
+        os.rename(taken, paths.submission)
+        raise UserError(f"{before.run_id} was handed over by another command meanwhile; see tuneyard status")
+    os.rename(taken, moved[paths.submission])
     done = [paths.submission]
     try:
         # Told by hand: an earlier resume may have left records of the same names.

@@ -1,6 +1,6 @@
 """Runs again what of a pipeline failed or never started; what is complete stays."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from launcher.contract.files import read_json, write_json
 from launcher.contract.paths import RunPaths
@@ -35,10 +35,14 @@ def plan_retry(stages: Sequence[RunPaths]) -> list[tuple[Plan, RunPaths]]:
     return planned
 
 
-def retry(stages: Sequence[tuple[Plan, RunPaths]]) -> list[Submission]:
+def retry(stages: Sequence[tuple[Plan, RunPaths]], seen: Mapping[RunPaths, bytes | None]) -> list[Submission]:
     """Hand ``stages`` over in their order, each as a new attempt from its newest checkpoint, after the one before it.
 
+    ``seen`` are their records (:func:`launcher.submit.resume.see_submissions`), read before they were judged to have
+    ended.
+
     Raises:
+        UserError: another command has handed one over since.
         ClusterError: the scheduler refused one; the message names those that are submitted all the same.
     """
     done: list[Submission] = []
@@ -46,7 +50,7 @@ def retry(stages: Sequence[tuple[Plan, RunPaths]]) -> list[Submission]:
         after = done[-1].job_id if done else None
         try:
             if paths.submission.exists():
-                done.append(resume(plan, paths, after))
+                done.append(resume(plan, paths, seen[paths], after))
             else:
                 render_all(plan)
                 _keep_git(paths)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ from launcher.contract.attempt import Attempt, Ending
 from launcher.contract.files import write_json, write_text
 from launcher.contract.manifest import MANIFEST, publish
 from launcher.contract.paths import RunPaths
-from launcher.contract.submission import Submission
+from launcher.contract.submission import Submission, read_submission
 from launcher.contract.values import to_value
-from launcher.errors import SpecError
-from launcher.submit.resume import list_followers, plan_resume
+from launcher.errors import SpecError, UserError
+from launcher.submit.resume import list_followers, plan_resume, see_submissions
+from launcher.submit.retry import retry
 from tests import pipelines
 from tests.conftest import Tuneyard
 
@@ -101,6 +103,20 @@ def test_another_strategy_cannot_use_the_checkpoints(tuneyard: Tuneyard) -> None
         plan_resume(end(tuneyard, "zero2"), ["parallel.strategy=fsdp"], cluster=None)
     assert "cannot change when a run is resumed: fsdp cannot go on from a checkpoint of zero2" in str(caught.value)
     assert "submit the file as a new run" in str(caught.value)
+
+
+def test_of_two_commands_that_saw_the_same_end_one_starts_the_run(tuneyard: Tuneyard) -> None:
+    """As where one of them asked whether to submit, and was answered after the other."""
+    paths = end(tuneyard, "ddp")
+    plan = plan_resume(paths, [], cluster=None)
+    plan = replace(plan, cluster=replace(plan.cluster, python="/bin/false"))
+    seen = see_submissions([paths])
+    (submission,) = retry([(plan, paths)], seen)
+    before = files(paths)
+    with pytest.raises(UserError, match=f"{plan.run_id} was handed over by another command meanwhile"):
+        retry([(plan, paths)], seen)
+    assert read_submission(paths) == submission
+    assert files(paths).keys() == before.keys()
 
 
 CHAIN = """\
