@@ -134,7 +134,11 @@ class Train:
     save_every_steps: int | None = _key(20, "Steps between checkpoints; null: none but the final save.", ge=1)
     eval_every_steps: int | None = _key(20, "Steps between evaluations; null: at the start and the end.", ge=1)
     keep_last: int = _key(2, "Checkpoints to keep.", ge=1)
-    keep_best: str | None = _key("eval_loss", "Metric whose best checkpoint is kept too; null: none.")
+    keep_best: str | None = _key(
+        "eval_loss",
+        "Metric whose best checkpoint is kept too: the lowest if its name ends in loss, perplexity or error, else the "
+        "highest; null: none.",
+    )
     seed: int = _key(42, "Seed of weights, order and dropout.", ge=0, lt=2**32)
 
 
