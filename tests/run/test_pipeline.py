@@ -134,11 +134,16 @@ def test_a_failed_stage_on_slurm(tuneyard: Tuneyard, devcluster: dict[str, str])
     assert "#SBATCH --kill-on-invalid-dep=yes\n" in script
 
 
-@pytest.mark.ranks
-def test_cancel_takes_the_whole_chain(tuneyard: Tuneyard) -> None:
+@pytest.mark.parametrize(
+    "cluster",
+    [pytest.param("local", marks=pytest.mark.ranks), pytest.param("devcluster", marks=pytest.mark.slurm)],
+)
+def test_cancel_takes_the_whole_chain(tuneyard: Tuneyard, request: pytest.FixtureRequest, cluster: str) -> None:
+    if cluster == "devcluster":
+        request.getfixturevalue("devcluster")
     spec = tuneyard.folder / "chain.yaml"
     spec.write_text(SPEC)
-    submitted = tuneyard("submit", str(spec), "stages.first.train.max_steps=100000", "--cluster", "local", "--json")
+    submitted = tuneyard("submit", str(spec), "stages.first.train.max_steps=100000", "--cluster", cluster, "--json")
     assert submitted.returncode == 0, submitted.stderr
     states = [stage["state"] for stage in tuneyard.status()["stages"]]  # type: ignore[attr-defined]
     assert states[1:] == ["pending", "pending"]
@@ -147,6 +152,8 @@ def test_cancel_takes_the_whole_chain(tuneyard: Tuneyard) -> None:
     status = tuneyard.status()
     assert status["state"] == "cancelled"
     assert [stage["state"] for stage in status["stages"]] == ["cancelled"] * 3  # type: ignore[attr-defined]
+    attempts = [len(read_attempts(RunPaths(Path(str(status["run_dir"])) / name))) for name in ("second", "third")]
+    assert attempts == [0, 0]
 
 
 @pytest.mark.slurm
