@@ -42,8 +42,10 @@ def retry(stages: Sequence[tuple[Plan, RunPaths]], seen: Mapping[RunPaths, bytes
     ended.
 
     Raises:
-        UserError: another command has handed one over since.
-        ClusterError: the scheduler refused one; the message names those that are submitted all the same.
+        UserError: another command has handed one over since, or its script cannot be copied.
+        ClusterError: the scheduler refused one.
+
+    Either message names those that are submitted all the same.
     """
     done: list[Submission] = []
     for plan, paths in stages:
@@ -55,7 +57,7 @@ def retry(stages: Sequence[tuple[Plan, RunPaths]], seen: Mapping[RunPaths, bytes
                 render_all(plan)
                 _keep_git(paths)
                 done.append(submit(plan, paths, None, after))
-        except ClusterError as error:
+        except (ClusterError, UserError) as error:
             raise refuse(error, done) from error
     return done
 

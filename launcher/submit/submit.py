@@ -13,7 +13,7 @@ from launcher.contract.plan import Plan
 from launcher.contract.process import process_start
 from launcher.contract.submission import Submission
 from launcher.contract.values import from_value, to_value
-from launcher.errors import ClusterError, UserError
+from launcher.errors import ClusterError, TuneyardError, UserError
 
 from .cancel import cancel_run
 from .prepare import Prepared
@@ -41,14 +41,20 @@ def submit_stages(stages: Sequence[Prepared], repository: Path | None) -> list[S
     return done
 
 
-def refuse(error: ClusterError, submitted: Sequence[Submission]) -> ClusterError:
+def refuse(error: TuneyardError, submitted: Sequence[Submission]) -> TuneyardError:
     """``error`` with the end that a refusal has: what of the same command is in the queue all the same."""
     what, _, hint = str(error).partition("\n")
+    what = what.removesuffix("; nothing was submitted")
+    kind = ClusterError if isinstance(error, ClusterError) else UserError
     if not submitted:
-        return ClusterError(f"{what}; nothing was submitted" + (f"\n{hint}" if hint else ""))
-    names = ", ".join(f"{item.run_id} (job {item.job_id})" for item in submitted)
+        return kind(f"{what}; nothing was submitted" + (f"\n{hint}" if hint else ""))
+    names = ", ".join(f"{item.run_id} ({_tell_place(item)})" for item in submitted)
     group = submitted[0].run_id.partition("/")[0]
-    return ClusterError(f"{what}; still submitted: {names}\nhint: tuneyard cancel {group}, then tuneyard retry {group}")
+    return kind(f"{what}; still submitted: {names}\nhint: tuneyard cancel {group}, then tuneyard retry {group}")
+
+
+def _tell_place(submission: Submission) -> str:
+    return f"job {submission.job_id}" if submission.job_id else f"process {submission.pid}"
 
 
 def _take_back(stages: Sequence[Prepared]) -> list[Submission]:

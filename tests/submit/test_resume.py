@@ -11,6 +11,8 @@ from launcher.contract.attempt import Attempt, Ending
 from launcher.contract.files import write_json, write_text
 from launcher.contract.manifest import MANIFEST, publish
 from launcher.contract.paths import RunPaths
+from launcher.contract.plan import Plan
+from launcher.contract.spec import Script
 from launcher.contract.submission import Submission, read_submission
 from launcher.contract.values import to_value
 from launcher.errors import SpecError, UserError
@@ -117,6 +119,23 @@ def test_of_two_commands_that_saw_the_same_end_one_starts_the_run(tuneyard: Tune
         retry([(plan, paths)], seen)
     assert read_submission(paths) == submission
     assert files(paths).keys() == before.keys()
+
+
+def test_a_retry_that_stops_half_way_says_what_runs(tmp_path: Path) -> None:
+    """The script of a stage that was never submitted is gone."""
+    first, second = pipelines.make_pipeline(tmp_path, "first", "second")
+    pipelines.hand_over_gone(first, t=1.0)
+    plan = Plan.load(second.plan)
+    spec = replace(plan.spec, stage="script", script=Script(path=str(tmp_path / "gone" / "train.py")))
+    stages = [(Plan.load(first.plan), first), (replace(plan, spec=spec), second)]
+    with pytest.raises(UserError) as refused:
+        retry(stages, see_submissions([first, second]))
+    submission = read_submission(first)
+    assert submission is not None
+    what, hint = str(refused.value).splitlines()
+    assert "gone cannot be read: No such file or directory; still submitted: chain-000000/first (process " in what
+    assert what.endswith(f"{submission.pid})")
+    assert hint == "hint: tuneyard cancel chain-000000, then tuneyard retry chain-000000"
 
 
 CHAIN = """\
