@@ -40,7 +40,8 @@ app.command(name="status")(status.status)
 app.command(name="logs")(logs.logs)
 app.command(name="cancel")(cancel.cancel)
 app.command(name="resume")(resume.resume)
-app.command(name="retry")(retry.retry)
+# It says itself which command takes changes.
+app.command(name="retry", context_settings={"allow_extra_args": True})(retry.retry)
 app.command(name="collect")(collect.collect)
 app.command(name="sync")(sync.sync)
 # Its arguments, --help too, are the script's own.

@@ -1,9 +1,20 @@
 """tuneyard retry: run again what failed or never started."""
 
+import shlex
+
+import typer
+
 from .options import RUNS, AsJson, RunName, RunsFolder, Wait, Yes
 
 
-def retry(run: RunName, wait: Wait = False, yes: Yes = False, as_json: AsJson = False, runs: RunsFolder = RUNS) -> None:
+def retry(
+    context: typer.Context,
+    run: RunName,
+    wait: Wait = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+    runs: RunsFolder = RUNS,
+) -> None:
     """Run the stages of a pipeline that are not complete, each from its newest checkpoint; the others stay."""
     from launcher.errors import UserError
     from launcher.observe import read_statuses
@@ -15,6 +26,9 @@ def retry(run: RunName, wait: Wait = False, yes: Yes = False, as_json: AsJson = 
     from .named import find_named, refuse_living
 
     found = find_named(run, runs)
+    if context.args:
+        name = f"{found.root.name}/STAGE" if found.is_pipeline else run
+        raise UserError(f"retry takes no changes; `tuneyard resume {name} {shlex.join(context.args)}` does")
     if found.missing:
         gone = ", ".join(found.missing)
         raise UserError(

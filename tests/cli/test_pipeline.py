@@ -115,6 +115,14 @@ def test_a_cut_off_submission_is_cleared_by_the_command_that_is_named(tuneyard: 
     assert tuneyard.status("chain/dpo")["state"] == "cancelled"
 
 
+def test_retry_names_the_command_that_takes_changes(tuneyard: Tuneyard) -> None:
+    make_pipeline(tuneyard.folder / "runs", "sft", "dpo")
+    for run, stage in (("chain", "chain-000000/STAGE"), ("chain/dpo", "chain/dpo")):
+        refused = tuneyard("retry", run, "data.max_length=320")
+        assert refused.returncode == 2
+        assert f"`tuneyard resume {stage} data.max_length=320` does" in refused.stderr
+
+
 def test_a_stage_that_is_gone_leaves_the_others_to_collect(tuneyard: Tuneyard) -> None:
     sft, dpo = make_pipeline(tuneyard.folder / "runs", "sft", "dpo")
     hand_over_gone(dpo, t=1.0)
