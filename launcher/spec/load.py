@@ -14,7 +14,15 @@ from .environment import substitute
 from .overrides import apply_overrides
 from .parents import get_parent
 from .paths import resolve_paths
-from .stages import find_bad_references, find_lost_overrides, find_missing_kind, name_stages, prefix_key, split_stages
+from .stages import (
+    find_bad_references,
+    find_lost_overrides,
+    find_misplaced_overrides,
+    find_missing_kind,
+    name_stages,
+    prefix_key,
+    split_stages,
+)
 from .text import parse_text, read_text
 from .tree import Node, find_node
 from .validate import get_adapter, validate
@@ -75,6 +83,7 @@ def load_stages(
     problems += apply_overrides(root, overrides, Spec)
     trees, found = split_stages(root)
     problems += found
+    problems += find_misplaced_overrides(root, trees)
     stages: dict[str, LoadedSpec] = {}
     wrong: dict[str, list[Problem]] = {}
     earlier: dict[str, Spec | None] = {}

@@ -65,6 +65,21 @@ def find_lost_overrides(root: Node) -> list[Problem]:
     return problems
 
 
+def find_misplaced_overrides(root: Node, trees: Mapping[str, Node]) -> list[Problem]:
+    """The overrides, for all stages, of the section of one kind of stage, where some of ``trees`` are of another."""
+    tops = {name: tree.value for name, tree in trees.items() if isinstance(tree.value, dict)}
+    kinds = {name: top["stage"].value for name, top in tops.items() if "stage" in top}
+    problems = []
+    for path, node in _list_leaves(_without(root, KEY), ()) if kinds else ():
+        meant = [name for name, kind in kinds.items() if kind == path[0]]
+        others = [name for name in kinds if name not in meant]
+        if node.place.file == OVERRIDE and meant and others:
+            message = f"settings of the {path[0]} stage, and the stage {others[0]} is {kinds[others[0]]}"
+            hint = f"name the stage: {KEY}.{meant[0]}.{node.place.source_line}"
+            problems.append(node.place.problem(".".join(path), message, hint))
+    return problems
+
+
 def find_missing_kind(name: str, tree: Node) -> list[Problem]:
     """What is missing in the stage ``name`` that neither says nor is called what it is."""
     assert isinstance(tree.value, dict)

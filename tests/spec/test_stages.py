@@ -83,6 +83,17 @@ def test_an_override_that_reaches_no_stage_is_refused(stages, refused):
     assert [spec.train.learning_rate for spec in stages(text, "train.learning_rate=5e-5").values()] == [5e-5, 1e-5]
 
 
+def test_an_override_of_the_settings_of_one_kind_of_stage_names_the_stage(stages, refused):
+    text = PIPELINE.replace("  second:", "  second:\n    stage: dpo\n    data: {format: preference}")
+    told = refused(text, "dpo.beta=0.2")
+    assert told.startswith("override: dpo.beta: settings of the dpo stage, and the stage sft is sft")
+    assert told.count("override:") == 1
+    remedy = told.rpartition("name the stage: ")[2]
+    assert remedy == "stages.second.dpo.beta=0.2"
+    assert stages(text, remedy)["second"].dpo.beta == 0.2
+    assert "remove it; in a pipeline it stands in its stage" in refused(PIPELINE, "dpo.beta=0.2")
+
+
 def test_an_override_adds_no_stage(refused):
     told = refused(PIPELINE, "stages.secnd.train.seed=8")
     assert told.startswith("override: stages.secnd: is no stage of the file")
