@@ -153,7 +153,8 @@ def _judge_text(
             stage, parent = match["stage"], earlier.get(match["stage"])
             if stage not in earlier:
                 known = ", ".join(earlier)
-                hint = f"the stages before this one: {known}" if known else "only a later stage of a pipeline can refer"
+                none = "no stage is before this one, and only a later stage of a pipeline can refer"
+                hint = f"the stages before this one: {known}" if known else none
                 yield f"{stage} is no earlier stage", hint
             elif parent is not None and match["kind"] == "best":
                 newest = f"write {match[0].replace('.best', '')}, which is then the newest"

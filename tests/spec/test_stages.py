@@ -143,6 +143,12 @@ def test_a_reference_outside_a_pipeline_is_refused(refused):
     assert "is no earlier stage" in refused(VALID.replace("builtin:tiny", '"${stages.sft.checkpoint}"'))
 
 
+def test_the_first_stage_can_refer_to_none(refused):
+    told = refused(PIPELINE.replace("{train: {learning_rate: 1e-3}}", '{model: {base: "${stages.second.checkpoint}"}}'))
+    assert "second is no earlier stage" in told
+    assert "hint: no stage is before this one" in told
+
+
 def test_what_is_wrong_in_one_stage_names_it_and_points_into_it(refused):
     top = VALID.replace("stage: sft\n", "").replace("data:\n  train: rows.json\n", "")
     told = refused(top + "stages:\n  sft: {data: {train: rows.json}}\n  dpo: {}\n  tune: {data: {train: rows.json}}\n")
