@@ -37,7 +37,8 @@ class ClusterError(TuneyardError):
 class Problem:
     """One thing that is wrong, and its place: line and column from 1, or no line where an override is at fault.
 
-    ``key`` is dotted and empty where the text as a whole is meant; ``source_line`` is the line as the user wrote it.
+    ``key`` is dotted and empty where the text as a whole is meant; ``source_line`` is the line as the user wrote it;
+    ``meant`` has the dotted keys that an unknown one was probably meant to be, which are the hint where there is none.
     """
 
     file: str
@@ -47,14 +48,16 @@ class Problem:
     message: str
     hint: str | None = None
     source_line: str = ""
+    meant: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}:{self.col}"
         lines = [": ".join(filter(None, [make_printable(place), make_printable(self.key), self.message]))]
         if self.source_line.strip():
             lines += _point_at(self.source_line, self.col)
-        if self.hint:
-            lines.append(f"  hint: {self.hint}")
+        hint = f"did you mean {' or '.join(self.meant)}?" if self.meant and not self.hint else self.hint
+        if hint:
+            lines.append(f"  hint: {hint}")
         return "\n".join(lines)
 
 

@@ -107,7 +107,8 @@ def name_stages(root: Node, found: Mapping[str, Sequence[Problem]]) -> list[Prob
         for item in items:
             shared = share(name, item)
             is_shared = shared in everywhere and _place_of(shared) not in own
-            told[shared if is_shared else replace(item, key=prefix_key(name, item.key))] = None
+            meant = tuple(prefix_key(name, key) for key in item.meant)
+            told[shared if is_shared else replace(item, key=prefix_key(name, item.key), meant=meant)] = None
     return list(told)
 
 

@@ -84,12 +84,11 @@ def _explain(cls: type, root: Node, path: Path, item: Mapping[str, Any], bad: se
         meant = suggest(cls, path)
         bad.update(meant)
         known = ", ".join(list_section(cls, path[:-1]))
+        hint = None if meant else f"the keys here are {known}"
         if dotted in meant:
             section, _, leaf = dotted.rpartition(".")
             hint = f"dotted keys are for overrides; in a file write `{section}: {{{leaf}: ...}}`"
-        else:
-            hint = f"did you mean {' or '.join(meant)}?" if meant else f"the keys here are {known}"
-        return [node.key_place.problem(dotted, "unknown key", hint)]
+        return [dataclasses.replace(node.key_place.problem(dotted, "unknown key", hint), meant=tuple(meant))]
     key = find_key(cls, path)
     if key is None or not is_there:
         return [node.place.problem(dotted, f"cannot be used: {item['msg']}")]

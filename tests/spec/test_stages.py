@@ -143,6 +143,13 @@ def test_a_reference_outside_a_pipeline_is_refused(refused):
     assert "is no earlier stage" in refused(VALID.replace("builtin:tiny", '"${stages.sft.checkpoint}"'))
 
 
+def test_the_key_that_was_meant_is_that_of_the_stage_or_of_all(refused):
+    told = refused(PIPELINE.replace("warmup_ratio", "warmup_rate"))
+    assert "stages.second.train.warmup_rate: unknown key" in told
+    assert told.endswith("hint: did you mean stages.second.train.warmup_ratio?")
+    assert refused(PIPELINE, "train.seeds=1").endswith("hint: did you mean train.seed?")
+
+
 def test_the_first_stage_can_refer_to_none(refused):
     told = refused(PIPELINE.replace("{train: {learning_rate: 1e-3}}", '{model: {base: "${stages.second.checkpoint}"}}'))
     assert "second is no earlier stage" in told
