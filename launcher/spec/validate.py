@@ -113,8 +113,10 @@ def _given(node: Node) -> str:
 def _remedy(node: Node, key: Key) -> str:
     value, words = node.value, choices(key.type)
     if isinstance(value, str) and not node.from_env:
-        if close := difflib.get_close_matches(value.lower(), words, n=1, cutoff=0.5):
-            return f"did you mean {close[0]}?"
+        likeness = {word: difflib.SequenceMatcher(None, word, value.lower()).ratio() for word in words}
+        # Of equally close ones the first that is declared: for zero1 that is zero2, and not zero3.
+        if likeness and likeness[nearest := max(likeness, key=likeness.__getitem__)] >= 0.5:
+            return f"did you mean {nearest}?"
         if (unquoted := _read(value)) != value and accepts(key.type, unquoted):
             return f"remove the quotes: {make_printable(value)}"
         if (number := _read(value.replace("_", "").replace(",", ""))) != value and accepts(key.type, number):

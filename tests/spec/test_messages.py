@@ -101,6 +101,10 @@ def show(path):
     return text if len(text) <= 60 else f"...{text[-57:]}"
 
 
+def test_of_equally_close_words_the_first_is_proposed(problems):
+    assert problems(edit(**{"parallel.strategy": "zero1"})).endswith("hint: did you mean zero2?")
+
+
 def test_an_empty_file_names_every_key_that_must_be_there(problems):
     assert problems("") == dedent("""\
         spec.yaml:1:1: name: is missing
