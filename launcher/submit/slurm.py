@@ -63,10 +63,7 @@ def submit_job(plan: Plan, paths: RunPaths, after: str | None = None) -> str:
             # "Socket timed out" and the like come after slurmctld may have taken the job: ask before saying no.
             if job_id := _find_job(plan):
                 return job_id
-            raise ClusterError(
-                f"sbatch refused {plan.run_id}: {_last_words(error)}\n"
-                f"hint: `tuneyard plan --script` shows what was asked of {plan.cluster.name}; submit on a login node"
-            ) from error
+            raise ClusterError(f"sbatch refused {plan.run_id}: {_last_words(error)}\n{_hint(plan, error)}") from error
 
 
 def _find_job(plan: Plan) -> str | None:
@@ -138,6 +135,16 @@ def _python(plan: Plan) -> str:
 def _command(plan: Plan, paths: RunPaths) -> str:
     # As SlurmExecutor._submitit_command_str writes it.
     return f"{_python(plan)} -u -m submitit.core._submit {shlex.quote(str(paths.submitit))}"
+
+
+def _hint(plan: Plan, error: Exception) -> str:
+    cluster, nodes = plan.cluster.name, plan.topology.nodes
+    if "Node count specification invalid" in str(error):  # more than the partition has, or lets one job have
+        return (
+            f"hint: set resources.nodes below {nodes}; `sinfo` shows the nodes of each partition, and with nodes: N in "
+            f"the profile {cluster} `tuneyard plan` knows the limit"
+        )
+    return f"hint: `tuneyard plan --script` shows what was asked of {cluster}; submit on a login node"
 
 
 def _last_words(error: Exception) -> str:

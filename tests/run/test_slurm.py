@@ -199,3 +199,6 @@ def test_a_refusal_of_sbatch_is_told_and_leaves_nothing_submitted(tuneyard: Tune
     assert "nothing was submitted" in done.stderr
     assert tuneyard("status", "last").returncode == 2
     assert list(tuneyard.folder.glob("runs/*/submission.json")) == []
+    done = tuneyard("submit", str(spec), "resources.nodes=5", "train.global_batch=20", "--cluster", "devcluster")
+    assert done.returncode == 3
+    assert "hint: set resources.nodes below 5" in done.stderr
