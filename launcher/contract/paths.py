@@ -130,7 +130,7 @@ class RunPaths:
         A later attempt may have gone back to an earlier step. Whether one is whole, its manifest says.
         """
         folders = self.checkpoints.glob("a*/step-*")
-        return sorted(folders, key=lambda path: (int(path.parent.name[1:]), int(path.name.removeprefix("step-"))))
+        return sorted(folders, key=lambda path: (int(path.parent.name[1:]), read_step(path)))
 
     @property
     def final(self) -> Path:
@@ -168,3 +168,8 @@ class RunPaths:
 def attempt_name(number: int) -> str:
     """``a01`` for attempt 1."""
     return f"a{number:02d}"
+
+
+def read_step(checkpoint: Path) -> int:
+    """The optimizer step of a published checkpoint, by the name of its folder."""
+    return int(checkpoint.name.removeprefix("step-"))

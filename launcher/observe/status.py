@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from launcher.contract.attempt import Attempt, Ending, read_attempts
 from launcher.contract.files import DAMAGE
 from launcher.contract.heartbeat import read_heartbeats
-from launcher.contract.paths import RunPaths
+from launcher.contract.paths import RunPaths, read_step
 from launcher.contract.plan import Plan
 from launcher.contract.process import is_running
 from launcher.contract.submission import Submission, read_submission
@@ -129,12 +130,14 @@ def _judge(this: _HandOver, job: JobView | None, before: _HandOver | None, paren
         )
     # An older attempt may have been further, or have had more ranks.
     beats = [beat.step for beat in read_heartbeats(paths) if last is not None and beat.attempt == last.number]
+    # Its ranks beat with step 0 until they have read the checkpoint that they start from.
+    begun = read_step(Path(last.resumed_from)) if last is not None and last.resumed_from else 0
     return Status(
         run_id=plan.run_id,
         run_dir=str(paths.root),
         stage=plan.spec.stage,
         state=state,
-        step=max(beats, default=0),
+        step=max([begun, *beats]),
         max_steps=plan.spec.train.max_steps,
         attempt=last.number if last else 0,
         reason=reason,

@@ -2,14 +2,17 @@
 
 import dataclasses
 import os
+from pathlib import Path
 
 import pytest
 
 from launcher.contract.attempt import Attempt, Ending
+from launcher.contract.heartbeat import beat
 from launcher.contract.process import is_running, process_start
 from launcher.contract.submission import Submission
 from launcher.observe.slurm import STATES, JobView, parse_sacct, parse_squeue
-from launcher.observe.status import decide
+from launcher.observe.status import decide, read_status
+from tests.pipelines import hand_over, make_pipeline
 
 SLURM = Submission(t=1.0, run_id="r", run_dir="/r", cluster="c", scheduler="slurm", job_id="7")
 GOING = Attempt(number=1, started=1.0, nodes=["n0"], slurm_job_id="7")
@@ -100,3 +103,13 @@ def test_slurm_text_becomes_values() -> None:
     }
     # sacct lists a requeued job's earlier lives first, and says who cancelled.
     assert parse_sacct("7|NODE_FAIL|None\n7|CANCELLED by 0|None\n") == {"7": JobView("CANCELLED", None)}
+
+
+def test_a_resumed_run_is_as_far_as_its_checkpoint_until_its_ranks_are_further(tmp_path: Path) -> None:
+    (paths,) = make_pipeline(tmp_path, "sft")
+    hand_over(paths, t=1.0, pid=os.getpid())
+    Attempt(number=2, started=2.0, nodes=["here"], resumed_from="checkpoints/a01/step-000006").save(paths)
+    for beat_step, step in ((None, 6), (0, 6), (7, 7)):
+        if beat_step is not None:
+            beat(paths, rank=0, attempt=2, step=beat_step, phase="load")
+        assert (read_status(paths).state, read_status(paths).step) == ("running", step)
