@@ -154,10 +154,19 @@ def _warnings(spec: Spec, cluster: Cluster, topology: Topology) -> list[Note]:
 
 
 def _script_notes(spec: Spec) -> list[Note]:
-    """Keys of ``train`` that were set and that nothing hands to a script."""
+    """What was set and nothing hands to a script: a model, data, and keys of ``train``."""
     unset = Train()
     names = [field.name for field in dataclasses.fields(Train) if field.name not in SCRIPT_KEYS]
-    return [
+    notes = [
+        Note(
+            key=key,
+            message="does not reach a script",
+            remedy=f"hand it over in script.args and leave this out; in a stage, {key}: null clears what all share",
+        )
+        for key, section in (("model", spec.model), ("data", spec.data))
+        if section is not None
+    ]
+    return notes + [
         Note(
             key=f"train.{name}",
             message="has no effect on a script",

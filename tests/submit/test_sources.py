@@ -85,14 +85,17 @@ def test_too_much_is_refused_with_the_largest_file(project: Path, monkeypatch: p
 def test_plan_shows_the_command_and_warns_of_keys_that_do_nothing(project: Path, tuneyard: Tuneyard) -> None:
     (tuneyard.folder / "mine.yaml").write_text(
         "{name: mine, stage: script, script: {path: project/train.py, args: [--name, two words]},"
-        " train: {learning_rate: 1e-5, keep_last: 3}}"
+        " model: {base: builtin:tiny}, data: {train: rows.jsonl}, train: {learning_rate: 1e-5, keep_last: 3}}"
     )
+    (tuneyard.folder / "rows.jsonl").touch()
     done = tuneyard("plan", "mine.yaml", "--cluster", "devcluster")
     assert done.returncode == 0, done.stderr
     assert "stage    script: train.py --name 'two words'" in done.stdout
     assert "length   as the script says" in done.stdout
     assert [line for line in done.stdout.splitlines() if "warning" in line] == [
-        "warning: train.learning_rate: has no effect on a script"
+        "warning: model: does not reach a script",
+        "warning: data: does not reach a script",
+        "warning: train.learning_rate: has no effect on a script",
     ]
 
 
