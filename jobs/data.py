@@ -257,11 +257,11 @@ def _check_bad(bad: list[BadRow], num_rows: int, num_good: int, key: str, on_bad
         lines = [str(row) for row in bad[:SHOWN]]
         if len(bad) > SHOWN:
             lines.append(f"... and {len(bad) - SHOWN} more")
-        rows = "row is" if len(bad) == 1 else "rows are"
+        are = "is" if len(bad) == 1 else "are"
         remedy = "mend them, or set data.on_bad_row: skip to train without them"
         if not num_good:  # skipping them would leave nothing
             remedy = "mend them, or set data.format, data.columns or data.max_length to what the rows are"
-        raise JobError(f"{key}: {len(bad)} of {num_rows} {rows} bad\n  " + "\n  ".join(lines) + f"\n{remedy}")
+        raise JobError(f"{key}: {len(bad)} of {num_rows} rows {are} bad\n  " + "\n  ".join(lines) + f"\n{remedy}")
     if not num_good:
         first = f"; the first: {bad[0]}" if bad else ""
         raise JobError(f"{key}: none of {num_rows} rows can be used{first}")

@@ -56,8 +56,8 @@ def _show_work(spec: Spec) -> str:
 
 def _show_length(train: Train) -> str:
     if train.max_steps is not None:
-        return f"{train.max_steps} steps"
-    return f"{train.epochs:g} epochs" if train.epochs is not None else "as the script says"
+        return _count(train.max_steps, "step")
+    return _count(train.epochs, "epoch") if train.epochs is not None else "as the script says"
 
 
 def show_status(status: "Status | PipelineStatus") -> str:
@@ -84,5 +84,6 @@ def _show_run(status: "Status", name: str, indent: str = "") -> str:
     return indent + f"\n{indent}".join(lines)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def _count(number: float, noun: str) -> str:
+    # A whole float as 3, and no exponent for any count of steps.
+    return f"{number:.15g} {noun}" + ("" if number == 1 else "s")

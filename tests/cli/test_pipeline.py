@@ -33,6 +33,10 @@ def _plan(tuneyard: Tuneyard, more: str, *arguments: str) -> str:
     return done.stdout
 
 
+def test_one_epoch_is_told_in_the_singular(tuneyard: Tuneyard) -> None:
+    assert "length   1 epoch\n" in _plan(tuneyard, "train: {epochs: 1}\n")
+
+
 def test_a_pipeline_of_one_stage_answers_to_what_is_printed_of_it(tuneyard: Tuneyard) -> None:
     (planned,) = json.loads(_plan(tuneyard, "stages: {script: {}}\n", "--json"))
     stage_id = planned["run_id"]

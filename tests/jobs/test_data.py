@@ -49,6 +49,9 @@ def test_the_first_ten_bad_rows_are_named(tmp_path: Path, tokenizer: Any) -> Non
     only_bad = write_rows(tmp_path / "b.jsonl", rows[3:])
     with pytest.raises(JobError, match=r"12 of 12 rows are bad(.|\n)* or set data.format, data.columns"):
         prepare_data(Data(train=str(only_bad)), "assistant", 0, tokenizer)
+    one_bad = write_rows(tmp_path / "c.jsonl", rows[2:4])
+    with pytest.raises(JobError, match="1 of 2 rows is bad"):
+        prepare_data(Data(train=str(one_bad)), "assistant", 0, tokenizer)
     with pytest.raises(JobError, match="none of 12 rows can be used"):
         prepare_data(Data(train=str(only_bad), on_bad_row="skip"), "assistant", 0, tokenizer)
 

@@ -121,7 +121,7 @@ def test_rows_packed_together_do_not_see_each_other(one_rank: Path) -> None:
 
 def test_bad_rows_stop_the_run_by_name_or_are_listed(one_rank: Path) -> None:
     error = read_json(RunPaths(one_rank / "fail").rank_error(1, 0))["message"]
-    assert "1 of 13 row is bad" in error
+    assert "1 of 13 rows is bad" in error
     assert "bad.jsonl, row 13: output: is empty" in error
     assert "data.on_bad_row: skip" in error
     (failed,) = events(ledger(one_rank / "fail"), "failed")
