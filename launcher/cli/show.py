@@ -60,8 +60,8 @@ def _show_length(train: Train) -> str:
     return _count(train.epochs, "epoch") if train.epochs is not None else "as the script says"
 
 
-def show_status(status: "Status | PipelineStatus") -> str:
-    """One run as lines of text; a pipeline with a line for each stage."""
+def show_status(status: "Status | PipelineStatus", is_brief: bool = False) -> str:
+    """One run as lines of text; a pipeline with a line for each stage. Where ``is_brief``, a reason has one line."""
     from launcher.observe import PipelineStatus
 
     if isinstance(status, PipelineStatus):
@@ -70,17 +70,18 @@ def show_status(status: "Status | PipelineStatus") -> str:
         if status.reason and not status.stages:
             lines.append(f"  reason: {status.reason}")
         width = max((len(stage.stage_name) for stage in status.stages), default=0)
-        lines += [_show_run(stage, stage.stage_name.ljust(width), "  ") for stage in status.stages]
+        lines += [_show_run(stage, stage.stage_name.ljust(width), is_brief, "  ") for stage in status.stages]
         return "\n".join(lines)
-    return _show_run(status, status.run_id)
+    return _show_run(status, status.run_id, is_brief)
 
 
-def _show_run(status: "Status", name: str, indent: str = "") -> str:
+def _show_run(status: "Status", name: str, is_brief: bool, indent: str = "") -> str:
     steps = f"{status.step}/{status.max_steps}" if status.max_steps else str(status.step)
     job = f"job {status.job_id} on {status.cluster}" if status.job_id else status.cluster
     lines = [f"{name}  {status.state}  step {steps}  attempt {status.attempt}  {job}"]
     if status.reason:
-        lines.append("  reason: " + status.reason.replace("\n", "\n    "))
+        first, *rest = status.reason.splitlines()
+        lines += [f"  reason: {first}", *(f"    {line}" for line in rest if not is_brief)]
     return indent + f"\n{indent}".join(lines)
 
 

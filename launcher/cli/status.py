@@ -25,6 +25,7 @@ def status(
         values = [dataclasses.asdict(item) for item in found]
         print(json.dumps(values[0] if run else values, indent=2))
     elif found:
-        print("\n".join(show_status(item) for item in found))
+        # Of all runs the first line of each reason; `tuneyard status RUN` has the whole.
+        print("\n".join(show_status(item, is_brief=run is None) for item in found))
     else:
         print(f"no runs below {runs.resolve()}")

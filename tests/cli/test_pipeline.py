@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from launcher.cli.handover import hand_over as follow
-from launcher.contract.files import write_text
+from launcher.contract.files import read_json, write_json, write_text
 from launcher.contract.paths import PIPELINE
 from launcher.contract.plan import Plan
 from launcher.errors import UserError
@@ -52,6 +52,19 @@ def test_status_of_one_and_of_all_are_of_one_kind(tuneyard: Tuneyard) -> None:
     hand_over_gone(stage, t=1.0)
     (listed,) = json.loads(tuneyard("status", "--json").stdout)
     assert listed == tuneyard.status("one")
+
+
+def test_the_list_has_the_first_line_of_a_reason(tuneyard: Tuneyard) -> None:
+    (stage,) = make_pipeline(tuneyard.folder / "runs", "sft")
+    hand_over_gone(stage, t=1.0)
+    end(stage, t=2.0)
+    record = read_json(stage.attempt(1))
+    record["ended"]["reason"] = "1 of 4 rows is bad\nrow 4: no answer\nmend it"
+    write_json(stage.attempt(1), record)
+    listed, whole = tuneyard("status").stdout, tuneyard("status", "chain").stdout
+    assert listed.splitlines()[-1] == "    reason: 1 of 4 rows is bad"
+    assert whole.startswith(listed)
+    assert [line.strip() for line in whole.splitlines()[-2:]] == ["row 4: no answer", "mend it"]
 
 
 def test_a_damaged_pipeline_is_shown_with_the_others(tuneyard: Tuneyard) -> None:
