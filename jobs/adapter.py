@@ -47,24 +47,28 @@ def find_origin(model: Model, stage: Stage) -> Origin:
         problems.append(f"model.base: {folder} has an {ADAPTER_CONFIG} but no {WEIGHTS}")
     if problems:
         raise JobError("\n".join(problems))
-    name = _find_base(folder, config.get("base_model_name_or_path") or "")
+    name = find_base(folder, config.get("base_model_name_or_path") or "")
     base = replace(model, base=name, revision=config.get("revision"))
     has_tokenizer = (folder / "tokenizer.json").is_file()
     return Origin(base, replace(base, base=str(folder)) if has_tokenizer else base, folder)
 
 
-def _find_base(folder: Path, name: str) -> str:
-    """The base that an adapter names: builtin:tiny, a folder (relative ones beside the adapter first), or a hub id."""
+def find_base(folder: Path, name: str, key: str = "model.base") -> str:
+    """The base that an adapter names: builtin:tiny, a folder (relative ones beside the adapter first), or a hub id.
+
+    Raises:
+        JobError: it is not there, or is itself an adapter; ``key`` is what named ``folder``.
+    """
     if name == TINY:
         return name
     for path in (folder / name, Path(name)):
         if name and path.is_dir():
             if (path / ADAPTER_CONFIG).exists():
-                raise JobError(f"model.base: the base of the adapter in {folder} is itself an adapter, {path}")
+                raise JobError(f"{key}: the base of the adapter in {folder} is itself an adapter, {path}")
             return str(path.resolve())
     if not name or name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise JobError(
-            f"model.base: the adapter in {folder} was trained on {name or 'a base without a name'}, which is not here; "
+            f"{key}: the adapter in {folder} was trained on {name or 'a base without a name'}, which is not here; "
             f"correct base_model_name_or_path in its {ADAPTER_CONFIG}"
         )
     return name

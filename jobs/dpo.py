@@ -6,7 +6,7 @@ Each rank is ``python -m jobs.rank RUN_DIR`` in the environment of ``RUN_DIR/ren
 from dataclasses import replace
 from typing import Any
 
-from launcher.contract.adapter import DPO_WITHOUT_ADAPTER
+from launcher.contract.adapter import name_missing_adapter
 from launcher.contract.ledger import LedgerWriter
 
 from .context import RankContext
@@ -43,7 +43,7 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
     spec = context.plan.spec
     asked, rows = spec.require_model(), spec.require_data()
     if asked.adapter is None:
-        raise JobError("{}: {}; {}".format(*DPO_WITHOUT_ADAPTER))
+        raise JobError("{}: {}; {}".format(*name_missing_adapter(spec.stage)))
     adapter_dtype = getattr(torch, asked.adapter.dtype)
     origin = find_origin(asked, spec.stage)
     tokenizer = load_tokenizer(origin.tokenizer, rows.chat_template)
@@ -57,6 +57,8 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
         DPOConfig,
         progress,
         has_eval=data.eval is not None,
+        # Rows are tokens already, truncated and checked.
+        max_length=None,
         beta=spec.dpo.beta,
         loss_type=spec.dpo.loss_type,
         label_smoothing=spec.dpo.label_smoothing,

@@ -12,7 +12,7 @@ from launcher.contract.manifest import list_files
 from .checkpoint import writing_folder
 from .errors import JobError
 from .gather import gather_trained
-from .model import name_weights, save_weights
+from .model import name_weights
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def save_final(trainer: Any, progress: Progress, metrics: dict[str, float]) -> N
         folder = paths.root / f".final.a{context.attempt:02d}"
         shutil.rmtree(folder, ignore_errors=True)
         weights = name_weights(trainer.model, gathered)
-        save_weights(trainer.model, folder, gathered)
-        trainer.processing_class.save_pretrained(folder)
+        trainer.write_weights(folder, gathered)
         check_saved(folder, weights)
         if progress.has_moved:
             check_moved(weights)

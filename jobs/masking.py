@@ -35,7 +35,7 @@ def render(example: Example, tokenizer: Any, loss_on: str) -> Rendered:
         text = example.prompt + example.completion + tokenizer.eos_token
         return Rendered(text, [(0 if loss_on == "all" else len(example.prompt), len(text))], True)
     messages = example.messages
-    text = _apply(tokenizer, messages)
+    text = apply_template(tokenizer, messages)
     if loss_on == "all":
         return Rendered(text, [(0, len(text))], False)
     first = example.completion if loss_on == "completion" else 0
@@ -75,16 +75,16 @@ def encode(rendered: list[Rendered], tokenizer: Any) -> list[tuple[list[int], li
 def _find_turn(tokenizer: Any, text: str, messages: list[Message], index: int) -> Span:
     """The range of ``text`` that the assistant's turn ``messages[index]`` adds to its prompt."""
     content = messages[index]["content"].strip()
-    prompt = _apply(tokenizer, messages[:index], add_generation_prompt=True)
+    prompt = apply_template(tokenizer, messages[:index], add_generation_prompt=True)
     start = len(prompt) if text.startswith(prompt) else -1
     if start < 0:
         # Reasoning models' generation prompt opens a thought that stored answers do not have: take the answer itself.
-        before = _apply(tokenizer, messages[:index])
+        before = apply_template(tokenizer, messages[:index])
         start = text.find(content, len(before)) if text.startswith(before) else -1
     if start >= 0:
         if index == len(messages) - 1:
             return start, len(text)
-        so_far = _apply(tokenizer, messages[: index + 1])
+        so_far = apply_template(tokenizer, messages[: index + 1])
         if text.startswith(so_far) and len(so_far) > start:
             return start, len(so_far)
         # Some templates render a turn otherwise once others follow (Qwen3 drops earlier thoughts).
@@ -98,7 +98,12 @@ def _find_turn(tokenizer: Any, text: str, messages: list[Message], index: int) -
     )
 
 
-def _apply(tokenizer: Any, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
+def apply_template(tokenizer: Any, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
+    """The text of ``messages``.
+
+    Raises:
+        RowError: the template refuses them.
+    """
     from jinja2 import TemplateError
 
     try:

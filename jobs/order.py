@@ -41,6 +41,14 @@ class RowOrder:
             start = end
         return numpy.concatenate(parts) if parts else numpy.empty(0, dtype=numpy.int64)
 
+    def count_tokens(self, lengths: NDArray[numpy.int64], stop: int) -> int:
+        """Tokens of the positions before ``stop``, where row ``i`` has ``lengths[i]``: no rank has to ask the others,
+        and a resumed run goes on counting where the first one was."""
+        epochs, offset = divmod(stop, self.rows)
+        # Whole epochs need no permutation: a long run resumes without replaying its order.
+        rest = self.indices(epochs * self.rows, epochs * self.rows + offset)
+        return int(lengths.sum()) * epochs + int(lengths[rest].sum())
+
     def _permute(self, epoch: int) -> NDArray[numpy.int64]:
         if epoch != self._epoch:
             generator = numpy.random.Generator(numpy.random.PCG64([self._seed, epoch]))

@@ -2,10 +2,8 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-import numpy
-from numpy.typing import NDArray
 
 from launcher.contract.ledger import LedgerWriter
 
@@ -24,8 +22,8 @@ BEAT_SECONDS = 1.0
 class Progress:
     """How far the run is; lives on every rank, writes the ledger where it holds one (rank 0).
 
-    ``lengths`` are the tokens of each training row, so that tokens are counted from the data order: no rank has to
-    ask the others, and a resumed run goes on counting where the first one was.
+    ``tokens_at`` says how many tokens, of all ranks and without padding, the steps up to one have used; it is asked
+    for no other step than the newest.
     """
 
     def __init__(
@@ -33,7 +31,7 @@ class Progress:
         context: RankContext,
         ledger: LedgerWriter | None,
         order: RowOrder,
-        lengths: NDArray[numpy.int64],
+        tokens_at: Callable[[int], int],
         max_steps: int,
     ) -> None:
         self.context = context
@@ -45,7 +43,8 @@ class Progress:
         self.has_moved = False
         """Whether a step had a rate and a gradient above zero, so that weights must have changed."""
         self.order = order
-        self._lengths = lengths
+        self.tokens_at = tokens_at
+        self.epoch_at: Callable[[int], float] = lambda step: step * context.plan.batch.global_batch / order.rows
         self._tokens = 0
         self._step = 0
         self._mark = time.perf_counter()
@@ -61,7 +60,7 @@ class Progress:
     def begin(self, step: int) -> None:
         """Training starts, or goes on, after ``step``."""
         self._step = step
-        self._tokens = self._count_tokens(0, step)
+        self._tokens = self.tokens_at(step)
         self._mark = time.perf_counter()
         self.beat("train", now=True)
 
@@ -70,12 +69,11 @@ class Progress:
     ) -> None:
         """One optimizer step is done; ``metrics`` are the stage's own."""
         now = time.perf_counter()
-        tokens = self._count_tokens(step - 1, step)
+        before, self._tokens = self._tokens, self.tokens_at(step)
+        tokens = self._tokens - before
         self._step = step
-        self._tokens += tokens
         self.has_moved = self.has_moved or (learning_rate > 0 and bool(grad_norm))
         self.beat("train", now=step == self.max_steps)
-        batch = self.context.plan.batch.global_batch
         if not math.isfinite(loss):
             # Every rank has the same mean loss here, so all of them stop.
             if self.ledger is not None:
@@ -90,7 +88,7 @@ class Progress:
                 learning_rate=learning_rate,
                 grad_norm=grad_norm if grad_norm is not None and math.isfinite(grad_norm) else None,
                 **metrics,
-                epoch=step * batch / self.order.rows,
+                epoch=self.epoch_at(step),
                 tokens=self._tokens,
                 tokens_per_s=round(rate, 2),
                 memory_gib=round(measure_peak_gib(), 3),
@@ -128,17 +126,6 @@ class Progress:
     def end_save(self) -> None:
         """A checkpoint is written; its time does not count as training."""
         self._mark = time.perf_counter()
-
-    def _count_tokens(self, start: int, stop: int) -> int:
-        """Tokens without padding of the steps [start, stop), all ranks."""
-        batch = self.context.plan.batch.global_batch
-        epochs, begin = divmod(start * batch, self.order.rows)
-        last, end = divmod(stop * batch, self.order.rows)
-        # Whole epochs need no permutation: a long run resumes without replaying its order.
-        whole = int(self._lengths.sum()) * (last - epochs)
-        head = self.order.indices(epochs * self.order.rows, epochs * self.order.rows + begin)
-        tail = self.order.indices(last * self.order.rows, last * self.order.rows + end)
-        return whole - int(self._lengths[head].sum()) + int(self._lengths[tail].sum())
 
     def _print(self, step: int, text: str) -> None:
         """A line for whoever follows rank 0's log."""
@@ -181,7 +168,7 @@ def _make_callback(progress: Progress, metrics: tuple[str, ...]) -> "TrainerCall
                     loss=logs["loss"],
                     learning_rate=self.learning_rate,
                     grad_norm=logs.get("grad_norm"),
-                    **{name: logs[name] for name in metrics},
+                    **{name: logs[name] for name in metrics if name in logs},
                 )
                 if self.is_first:
                     self.is_first = False

@@ -22,7 +22,7 @@ from launcher.contract.lineage import fill_in
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 
-STAGES = {"sft": "jobs.sft", "reward": "jobs.reward", "dpo": "jobs.dpo", "script": "jobs.script"}
+STAGES = {"sft": "jobs.sft", "reward": "jobs.reward", "dpo": "jobs.dpo", "ppo": "jobs.ppo", "script": "jobs.script"}
 """Stage -> the module whose ``main(context)`` runs it."""
 
 

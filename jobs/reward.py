@@ -55,6 +55,8 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
         RewardConfig,
         progress,
         has_eval=data.eval is not None,
+        # Rows are tokens already, truncated and checked.
+        max_length=None,
         center_rewards_coefficient=spec.reward.center or None,
         # Both sides of a pair would lose other features, and their difference is what is learned.
         disable_dropout=True,

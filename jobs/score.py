@@ -22,24 +22,30 @@ def set_score_head(base: Any, model: Model, seed: int, *, is_new: bool) -> None:
         JobError: the model has no head of that name.
     """
     import torch
+
+    old = getattr(base, "score", None)
+    if not isinstance(old, torch.nn.Linear):
+        raise JobError(f"model.base: {model.base} ({type(base).__name__}) has no score head to train")
+    weight = old.weight
+    if is_new:
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(old.out_features, old.in_features, generator=generator) / (old.in_features + 1)
+        weight = torch.nn.Parameter(drawn.to(device=base.device, dtype=getattr(torch, model.dtype)))
+    base.score = make_head(weight)
+
+
+def make_head(weight: Any) -> Any:
+    """A linear layer of the parameter ``weight`` (1, hidden size): hidden states (..., hidden size) to scores (..., 1),
+    multiplied in the dtype of ``weight`` whatever autocast says."""
+    import torch
     from torch.nn import functional
 
-    class ScoreHead(torch.nn.Linear):
-        """Hidden states (..., hidden size) to scores (..., 1)."""
-
+    class Head(torch.nn.Linear):
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             weight = self.weight
             with torch.autocast(input.device.type, enabled=False):
                 return functional.linear(input.to(weight.dtype), weight)
 
-    old = getattr(base, "score", None)
-    if not isinstance(old, torch.nn.Linear):
-        raise JobError(f"model.base: {model.base} ({type(base).__name__}) has no score head to train")
-    head = ScoreHead(old.in_features, old.out_features, bias=False, device="meta")
-    if is_new:
-        generator = torch.Generator().manual_seed(seed)
-        weight = torch.randn(old.out_features, old.in_features, generator=generator) / (old.in_features + 1)
-        head.weight = torch.nn.Parameter(weight.to(device=base.device, dtype=getattr(torch, model.dtype)))
-    else:
-        head.weight = old.weight
-    base.score = head
+    head = Head(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    head.weight = weight
+    return head

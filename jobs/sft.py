@@ -47,6 +47,8 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
         SFTConfig,
         progress,
         has_eval=data.eval is not None,
+        # Rows are tokens already, truncated and checked.
+        max_length=None,
         # The loss is a mean over the tokens of all ranks, not a mean of the ranks' means.
         average_tokens_across_devices=True,
         dataset_kwargs={"skip_prepare_dataset": True},

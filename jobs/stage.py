@@ -69,7 +69,8 @@ def start_progress(
     order = RowOrder(len(sequences), context.plan.spec.train.seed, max_steps * context.plan.batch.global_batch)
     if ledger is not None:
         record_data(ledger, context, data, len(sequences), max_steps)
-    return Progress(context, ledger, order, sequences.lengths, max_steps)
+    lengths, batch = sequences.lengths, context.plan.batch.global_batch
+    return Progress(context, ledger, order, lambda step: order.count_tokens(lengths, step * batch), max_steps)
 
 
 def count_steps(context: RankContext, num_rows: int) -> int:
@@ -78,13 +79,17 @@ def count_steps(context: RankContext, num_rows: int) -> int:
     Raises:
         JobError: neither or both are set, or the warmup takes all of them.
     """
-    train = context.plan.spec.train
+    train, ppo = context.plan.spec.train, context.plan.spec.ppo
+    batch = context.plan.batch.global_batch
     if (train.max_steps is None) == (train.epochs is None):
         raise JobError("train: set one of max_steps and epochs")
     if train.max_steps is not None:
         steps = train.max_steps
+    elif context.plan.spec.stage == "ppo":
+        rollout = ppo.rollout_batch or batch
+        steps = math.ceil((train.epochs or 0) * num_rows / rollout) * ppo.epochs * (rollout // batch)
     else:
-        steps = math.ceil((train.epochs or 0) * num_rows / context.plan.batch.global_batch)
+        steps = math.ceil((train.epochs or 0) * num_rows / batch)
     warmup = count_warmup_steps(context, steps)
     if warmup >= steps and warmup > 0:
         raise JobError(f"train.warmup_steps: {warmup} steps of warmup, {steps} in all")
@@ -120,10 +125,8 @@ def make_arguments(config: Callable[..., Any], progress: Progress, *, has_eval: 
         seed=train.seed,
         # Dtypes are set on the weights, mixed precision is ours (trainer.py): TRL's default is bf16=True.
         bf16=False,
-        gradient_checkpointing=train.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        # Rows are tokens already, truncated and checked.
-        max_length=None,
+        activation_checkpointing=train.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true",
         # peft hides the model's class, and the Trainer would look for unused parameters at every step.
         ddp_find_unused_parameters=False,

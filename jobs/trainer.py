@@ -124,9 +124,13 @@ class RunTrainer:
         trainer: Any = self
         weights = gather_trained(trainer, keep=trainer.args.should_save)
         if weights is not None:
-            folder = Path(output_dir or trainer.args.output_dir)
-            save_weights(trainer.model, folder, weights)
-            trainer.processing_class.save_pretrained(folder)
+            self.write_weights(Path(output_dir or trainer.args.output_dir), weights)
+
+    def write_weights(self, folder: Path, weights: "dict[str, torch.Tensor]") -> None:
+        """Write the whole trained ``weights`` (:func:`jobs.gather.gather_trained`) and the tokenizer to ``folder``."""
+        trainer: Any = self
+        save_weights(trainer.model, folder, weights)
+        trainer.processing_class.save_pretrained(folder)
 
     def _send_telemetry(self) -> None:
         """Nothing: TRL 1.16 tells the hub about each trainer that is made, and a compute node phones nobody."""

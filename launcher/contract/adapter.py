@@ -10,11 +10,14 @@ from .spec import Adapter, Complaint, Spec
 ADAPTER_CONFIG = "adapter_config.json"
 """In every folder that holds an adapter: a run's ``final/``, or one of its checkpoints."""
 
-DPO_WITHOUT_ADAPTER: Complaint = (
-    "model.adapter",
-    "dpo compares with the model that it started from, and without an adapter that is a second copy",
-    "remove adapter: null; switched off, an adapter leaves the start",
-)
+COMPARING = ("dpo", "ppo")
+"""Stages that compare what they train with what they started from."""
+
+
+def name_missing_adapter(stage: str) -> Complaint:
+    """What is wrong with one of them that trains all weights."""
+    message = f"{stage} compares with the model that it started from, and without an adapter that is a second copy"
+    return "model.adapter", message, "remove adapter: null; switched off, an adapter leaves the start"
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any] | None:

@@ -56,7 +56,7 @@ class Adapter:
     kind: Literal["lora"] = _key("lora", "Kind of adapter.")
     r: int = _key(16, "Rank of the update matrices.", ge=1, le=4096)
     alpha: int = _key(32, "Scale: the update is multiplied by alpha / r.", ge=1)
-    dropout: float = _key(0.05, "Dropout before the adapter; reward and dpo train without.", ge=0, lt=1)
+    dropout: float = _key(0.05, "Dropout before the adapter; reward, dpo and ppo train without.", ge=0, lt=1)
     target_modules: str | list[str] = _key("all-linear", "all-linear, or names of the layers that get an adapter.")
     dtype: DType = _key("float32", "Dtype of the adapter's weights.")
 
@@ -209,6 +209,59 @@ class Dpo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ppo:
+    """The ppo stage: proximal policy optimization from a reward (arXiv:1707.06347, arXiv:2203.02155).
+
+    A step is one minibatch, of ``train.global_batch`` sequences; each rollout gives ``epochs * rollout_batch /
+    global_batch`` of them.
+    """
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    reward: str | None = _key(
+        None, "What scores a response: a reward run's final/ or any reward model, FILE.py:FUNCTION, or builtin:length."
+    )
+    critic: Literal["own", "shared"] = _key(
+        "own", "The value model: an adapter and head of its own, or a head on the policy's trunk."
+    )
+    rollout_batch: int | None = _key(
+        None, "Prompts answered per rollout, a multiple of train.global_batch; null: the same.", ge=1
+    )
+    epochs: int = _key(4, "Passes over each rollout.", ge=1)
+    max_new_tokens: int = _key(128, "Tokens of a response at most; data.max_length has room for prompt and it.", ge=1)
+    temperature: float = _key(1.0, "Of sampling and of every log-probability.", gt=0, allow_inf_nan=False)
+    stop_token: str | None = _key(None, "Token that ends a response; null: the end of sequence.", min_length=1)
+    missing_eos_penalty: float | None = _key(
+        None, "Taken off the score of a response without an end.", ge=0, allow_inf_nan=False
+    )
+    kl_estimator: Literal["k1", "k3"] = _key("k1", "Estimator of the KL divergence per token.")
+    kl_coef: float = _key(0.05, "Weight of the KL divergence from the reference in the reward.", ge=0, lt=100)
+    kl_target: float | None = _key(
+        None, "Adapt kl_coef to this divergence per sequence (arXiv:1909.08593, sec. 2.2); null: fixed.", gt=0
+    )
+    kl_horizon: int = _key(10_000, "Sequences over which kl_coef adapts.", ge=1)
+    stop_kl: float | None = _key(
+        None, "Leave a rollout when the policy has moved this far from the one that wrote it; null: never.", gt=0
+    )
+    normalize_reward: bool = _key(False, "Divide scores by their running standard deviation, mean taken off.")
+    clip_reward: float | None = _key(None, "Clip scores to plus or minus this.", gt=0, allow_inf_nan=False)
+    gamma: float = _key(1.0, "Discount per token.", gt=0, le=1)
+    gae_lambda: float = _key(0.95, "Of generalized advantage estimation (arXiv:1506.02438).", ge=0, le=1)
+    whiten_advantages: bool = _key(True, "Advantages of a rollout get mean 0 and standard deviation 1.")
+    clip_range: float = _key(0.2, "Clip of the policy's ratio: 1 - this to 1 + this.", gt=0, lt=1)
+    value_clip_range: float | None = _key(0.2, "Clip of a value's change; null: none.", gt=0, allow_inf_nan=False)
+    value_coef: float = _key(0.1, "Weight of the value loss.", ge=0, allow_inf_nan=False)
+    entropy_coef: float = _key(0.0, "Weight of the entropy bonus.", ge=0, allow_inf_nan=False)
+    critic_learning_rate: float | None = _key(
+        None, "Peak learning rate of the critic; null: train.learning_rate.", gt=0, lt=10
+    )
+    generation_batch: int = _key(8, "Responses that a rank writes at once.", ge=1)
+    gather_for_rollout: bool = _key(
+        True, "fsdp, zero3: hold the whole weights during a rollout, instead of gathering them for every token."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Spec:
     """One experiment as the user asked for it, defaults filled in, paths absolute."""
 
@@ -227,7 +280,7 @@ class Spec:
     tracking: Tracking = _key(Tracking(), "Where metrics go beside the run's own ledger.")
     reward: Reward = _key(Reward(), "Settings of the reward stage.")
     dpo: Dpo = _key(Dpo(), "Settings of the dpo stage.")
-    ppo: dict[str, Any] = _key({}, "Settings of the ppo stage.")
+    ppo: Ppo = _key(Ppo(), "Settings of the ppo stage.")
     script: Script | None = _key(None, "The script of the script stage.")
     stages: dict[str, Any] = _key({}, "A pipeline: stage name -> the sections it changes.")
     sweep: dict[str, Any] = _key({}, "A sweep: grid or zip of keys -> values.")

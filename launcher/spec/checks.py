@@ -5,9 +5,9 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
-from launcher.contract.adapter import DPO_WITHOUT_ADAPTER, find_contradictions, read_adapter_config
+from launcher.contract.adapter import COMPARING, find_contradictions, name_missing_adapter, read_adapter_config
 from launcher.contract.pipeline import REFERENCE_START
-from launcher.contract.spec import Complaint, Dpo, Reward, Spec
+from launcher.contract.spec import Complaint, Dpo, Ppo, Reward, Spec
 from launcher.contract.strategies import LEGAL_OFFLOAD
 
 from .durations import parse_minutes
@@ -19,7 +19,7 @@ from .schema import list_keys
 TEXT_FORMATS = ("alpaca", "messages", "sharegpt", "prompt-completion", "text")
 FORMATS = {"sft": TEXT_FORMATS, "reward": ("preference",), "dpo": ("preference",), "ppo": ("prompt",)}
 """Stage -> the layouts of a row that it can learn from."""
-_SECTIONS: dict[str, Any] = {"reward": Reward(), "dpo": Dpo(), "ppo": {}}
+_SECTIONS: dict[str, Any] = {"reward": Reward(), "dpo": Dpo(), "ppo": Ppo()}
 """Those of one stage, by its name, as they are where nothing is set."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # How the hub's cache names the folder of one commit (huggingface_hub, file_download.py).
@@ -150,8 +150,29 @@ def _check_pairs(spec: Spec) -> Iterator[Complaint]:
     """What means something for single sequences only."""
     if spec.train.packing and spec.stage in ("reward", "dpo"):
         yield "train.packing", f"{spec.stage} takes pairs, which are not packed", "remove it, or packing: false"
-    if spec.stage == "dpo" and spec.model and spec.model.adapter is None and spec.model.quantization == "none":
-        yield DPO_WITHOUT_ADAPTER
+    if spec.train.packing and spec.stage == "ppo":
+        yield "train.packing", "ppo writes its sequences itself", "remove it, or packing: false"
+
+
+def _check_adapter(spec: Spec) -> Iterator[Complaint]:
+    model = spec.model
+    if spec.stage in COMPARING and model and model.adapter is None and model.quantization == "none":
+        yield name_missing_adapter(spec.stage)
+
+
+def _check_ppo(spec: Spec) -> Iterator[Complaint]:
+    if spec.stage != "ppo":
+        return
+    ppo, batch = spec.ppo, spec.train.global_batch
+    if ppo.reward is None:
+        yield "ppo.reward", "is missing", list_keys(Spec)["ppo.reward"].help
+    if ppo.rollout_batch is not None and ppo.rollout_batch % batch:
+        near = max(1, round(ppo.rollout_batch / batch)) * batch
+        message = f"{ppo.rollout_batch} is no multiple of train.global_batch, {batch}"
+        yield "ppo.rollout_batch", message, f"a rollout is learned from in whole minibatches: {near}, for example"
+    if spec.data and ppo.max_new_tokens >= spec.data.max_length:
+        message = f"{ppo.max_new_tokens} tokens leave no room for a prompt in data.max_length, {spec.data.max_length}"
+        yield "ppo.max_new_tokens", message, "data.max_length holds prompt and response"
 
 
 def _check_stage_sections(spec: Spec) -> Iterator[Complaint]:
@@ -220,6 +241,8 @@ _CHECKS: tuple[Callable[[Spec], Iterator[Complaint]], ...] = (
     _check_pairs,
     _check_stage_sections,
     _check_dpo,
+    _check_adapter,
+    _check_ppo,
     _check_stored_adapter,
     _check_offload,
     _check_time,
@@ -234,7 +257,9 @@ _LOOKS_AT: dict[Callable[[Spec], Iterator[Complaint]], tuple[str, ...]] = {
     _check_remote_code: ("model.trust_remote_code", "model.revision", "model.base"),
     _check_loss: ("train.loss_on", "data.format"),
     _check_format: ("stage", "data.format"),
-    _check_pairs: ("stage", "model.quantization"),
+    _check_pairs: ("stage",),
+    _check_adapter: ("stage", "model.quantization"),
+    _check_ppo: ("stage", "train.global_batch", "data.max_length"),
     _check_stage_sections: ("stage",),
     _check_dpo: ("stage", "dpo.loss_type"),
     _check_stored_adapter: ("stage", "model.base"),

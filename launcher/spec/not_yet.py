@@ -22,15 +22,9 @@ class NotYet:
 ROWS = (
     NotYet(
         key="stage",
-        values=("ppo", "prepare", "pretrain", "evaluate", "export"),
-        works="stage: sft, reward, dpo or script",
+        values=("prepare", "pretrain", "evaluate", "export"),
+        works="stage: sft, reward, dpo, ppo or script",
     ),
-    NotYet(
-        key="data.format",
-        values=("prompt",),
-        works="data.format: alpaca, messages, sharegpt, prompt-completion, text or preference",
-    ),
-    NotYet(key="ppo", values=None, works="no ppo section"),
     NotYet(key="sweep", values=None, works="one submit per setting: tuneyard submit SPEC train.learning_rate=1e-4"),
 )
 

@@ -1,5 +1,6 @@
 """Tells paths from hub ids in a tree, and makes the paths absolute."""
 
+import ast
 import difflib
 import json
 import os
@@ -17,6 +18,7 @@ from .tree import Node, clip, find_node
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".txt")
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 BUILTIN_MODELS = ("builtin:tiny",)
+BUILTIN_REWARDS = ("builtin:length",)
 _LOOKS_LOCAL = re.compile(r"/|~|\.{1,2}(/|$)")
 
 
@@ -119,6 +121,31 @@ def _resolve_script(value: str, folder: Path) -> str:
     return path
 
 
+def _resolve_reward(value: str, folder: Path) -> str:
+    """A function as FILE.py:FUNCTION, a model as ``model.base``."""
+    if value.startswith("builtin:"):
+        if value in BUILTIN_REWARDS:
+            return value
+        raise _Unusable(f"there is no {_show(value)}", f"the built-in rewards are {', '.join(BUILTIN_REWARDS)}")
+    file, colon, function = value.rpartition(":")
+    if not colon or not function.isidentifier():
+        return _resolve_base(value, folder)
+    # module:function, as Python imports it from the spec's folder
+    path = _absolute(file if file.endswith(".py") else f"{file.replace('.', '/')}.py", folder)
+    if not os.path.isfile(path):
+        raise _no_such(path, "a Python file beside the spec, and a function in it: rewards.py:score")
+    try:
+        with open(path, encoding="utf-8") as stream:
+            body = ast.parse(stream.read(MAX_BYTES)).body
+    except (OSError, ValueError, SyntaxError) as error:
+        raise _Unusable(f"{_show(path)} is not Python: {error}", "mend it, or name another file") from None
+    functions = [item.name for item in body if isinstance(item, ast.FunctionDef)]
+    if function not in functions:
+        known = f"it has {', '.join(functions)}" if functions else "it has none"
+        raise _Unusable(f"{_show(path)} has no function {function}", f"{known}; write FILE.py:FUNCTION")
+    return f"{path}:{function}"
+
+
 def _resolve_sources(value: str, folder: Path) -> str:
     path = _absolute(value, folder)
     if not os.path.isdir(path):
@@ -134,6 +161,7 @@ _RESOLVERS = {
     "parallel.ds_config": _resolve_ds_config,
     "script.path": _resolve_script,
     "script.sources": _resolve_sources,
+    "ppo.reward": _resolve_reward,
 }
 
 

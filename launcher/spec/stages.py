@@ -22,7 +22,7 @@ _WHOLE = {
     "sweep": "a sweep stands at the top",
 }
 """Keys that a stage cannot change, and why."""
-_FILLED_IN = (("model", "base"), ("data", "train"), ("data", "eval"), ("script", "args"))
+_FILLED_IN = (("model", "base"), ("data", "train"), ("data", "eval"), ("script", "args"), ("ppo", "reward"))
 """Where a reference may stand: what only the job reads. All else is looked at before, or never reaches the job."""
 
 

@@ -22,7 +22,8 @@ def progress(tmp_path: Path) -> Progress:
     paths = RunPaths(tmp_path)
     context = RankContext(paths=paths, plan=plan_on(LOCAL), attempt=1, rank=0, local_rank=0, world_size=4, node="n0")
     ledger = LedgerWriter(paths.ledger(1), 1)
-    return Progress(context, ledger, RowOrder(5, 0, 1000), 10 ** numpy.arange(5), max_steps=100)
+    order = RowOrder(5, 0, 1000)
+    return Progress(context, ledger, order, lambda step: order.count_tokens(10 ** numpy.arange(5), step * 8), 100)
 
 
 def test_tokens_are_those_of_the_rows_used_so_far(progress: Progress) -> None:
