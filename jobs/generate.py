@@ -135,6 +135,12 @@ def gather_weights(trainer: Any, *, is_wanted: bool) -> Iterator[bool]:
         yield False
     elif not is_wanted:
         yield True
+        if is_zero3:
+            # It fetches ahead in the order that it has seen; what comes next goes another way, and gathers by itself
+            # what would then be on its way.
+            coordinator = model.optimizer.parameter_offload.get_param_coordinator()
+            if not coordinator.is_invalid_trace():
+                coordinator._invalidate_trace()
     elif groups:
         for group in groups:
             group.set_reshard_after_forward(False, recurse=False)

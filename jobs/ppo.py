@@ -54,9 +54,7 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
 
     # Weights.
     context.beat(0, "load")
-    arguments = make_arguments(
-        TrainingArguments, progress, has_eval=data.eval is not None, remove_unused_columns=False
-    )
+    arguments = make_arguments(TrainingArguments, progress, has_eval=data.eval is not None, remove_unused_columns=False)
     model = load_weights(context, origin)
     roles = Roles(
         model,

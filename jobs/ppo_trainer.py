@@ -186,9 +186,8 @@ class PpoTrainer(RunTrainer):
         }
         self._show(rollout, self.rows, chosen, scores, "rollout")
         if self.ppo.kl_target is not None:
-            divergence = float(numpy.mean([part.sum() for part in kl]))
             state.kl_coef = adapt_kl_coef(
-                state.kl_coef, divergence, self.ppo.kl_target, self.rollout_size, self.ppo.kl_horizon
+                state.kl_coef, told["ppo/kl"], self.ppo.kl_target, self.rollout_size, self.ppo.kl_horizon
             )
         return rollout
 

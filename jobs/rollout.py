@@ -101,8 +101,12 @@ class State:
             return
         parts: dict[str, Any] = {"prompts": rollout.prompts, "responses": rollout.responses}
         parts |= {name: getattr(rollout, name) for name in ("log_probs", "values", "advantages", "returns")}
-        arrays = {name: numpy.concatenate([numpy.asarray(item) for item in items]) for name, items in parts.items()}
-        lengths = {f"{name}_lengths": numpy.array(list(map(len, parts[name]))) for name in ("prompts", "responses")}
+        arrays: dict[str, Any] = {
+            name: numpy.concatenate([numpy.asarray(item) for item in items]) for name, items in parts.items()
+        }
+        lengths: dict[str, Any] = {
+            f"{name}_lengths": numpy.array(list(map(len, parts[name]))) for name in ("prompts", "responses")
+        }
         numpy.savez(folder / ARRAYS, **arrays, **lengths)
 
     @classmethod
@@ -115,5 +119,5 @@ class State:
             ends = {name: numpy.cumsum(stored[f"{name}_lengths"])[:-1] for name in ("prompts", "responses")}
             tokens = {name: [part.tolist() for part in numpy.split(stored[name], ends[name])] for name in ends}
             names = ("log_probs", "values", "advantages", "returns")
-            numbers = {name: numpy.split(stored[name], ends["responses"]) for name in names}
+            numbers: dict[str, Any] = {name: numpy.split(stored[name], ends["responses"]) for name in names}
         return state, Rollout(**tokens, **numbers)

@@ -12,6 +12,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import jobs.final
 import jobs.model
+import jobs.ppo_trainer
 import jobs.rank
 from launcher.contract.environment import read_environment
 from launcher.contract.files import write_text
@@ -22,6 +23,7 @@ LARGE = 4096
 """Elements: the base's matrices have as many, the adapter's and its optimizer states do not."""
 
 load_base, save_final = jobs.model.load_base, jobs.final.save_final
+whiten = jobs.ppo_trainer.whiten
 
 
 def load_whole(model: Model, *, is_sharded: bool, **options: Any) -> Any:
@@ -35,6 +37,10 @@ def count_and_save(trainer: Any, *arguments: Any) -> None:
     found = {tensor.untyped_storage().data_ptr() for tensor in tensors}
     write_text(trainer.progress.context.paths.root / "storages.json", json.dumps(len(found)))
     save_final(trainer, *arguments)
+
+
+def flip(parts: list[Any]) -> list[Any]:
+    return [-part for part in whiten(parts)]
 
 
 for start in json.loads(sys.argv[1]):
@@ -53,6 +59,7 @@ for start in json.loads(sys.argv[1]):
     os.environ["TUNEYARD_RESUME_FROM"] = start["resume"] or ""
     jobs.model.load_base = load_whole if start["whole"] else load_base
     jobs.final.save_final = count_and_save if start["counts"] else save_final
+    jobs.ppo_trainer.whiten = flip if start["flipped"] else whiten
     code = jobs.rank.main(str(root))
     if bool(code) != start["fails"]:
         sys.stdout.flush()

@@ -1,6 +1,6 @@
 """What somebody with plain peft gets from ``final/``: its logits for the probe text, in a process of its own.
 
-python reload.py BASE FINAL...        prints a JSON list, an object for each FINAL
+python reload.py BASE QUANTIZATION FINAL...        prints a JSON list, an object for each FINAL
 """
 
 import json
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 
-def reload(base: Path, *finals: Path) -> list[dict[str, Any]]:
+def reload(base: Path, *finals: Path, quantization: str = "nf4") -> list[dict[str, Any]]:
     """Per folder: the logits that the ``live`` model wrote down, those of the base ``without`` the adapter, those of
     the model with its NF4 weights in the ``same`` layout as in training, and ``repacked`` for evaluation.
 
     Of a reward model the score instead of logits, ``same`` with the head multiplied in float32 as in training, and
     ``plain`` as peft and transformers do it."""
     done = subprocess.run(
-        [sys.executable, __file__, str(base), *map(str, finals)],
+        [sys.executable, __file__, str(base), quantization, *map(str, finals)],
         capture_output=True,
         text=True,
         env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PATH": "", "PYTHONSAFEPATH": "1"},
@@ -27,7 +27,7 @@ def reload(base: Path, *finals: Path) -> list[dict[str, Any]]:
     return found
 
 
-def main(base_folder: str, final: str) -> dict[str, Any]:
+def main(base_folder: str, kind: str, final: str) -> dict[str, Any]:
     import torch
     from peft import PeftModel
     from safetensors.torch import load_file
@@ -49,7 +49,7 @@ def main(base_folder: str, final: str) -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    options: Any = {"dtype": torch.bfloat16, "quantization_config": quantization}
+    options: Any = {"dtype": torch.bfloat16, "quantization_config": quantization if kind == "nf4" else None}
     if "score" in probe:
         base: Any = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=1, **options)
     else:
@@ -83,4 +83,4 @@ def main(base_folder: str, final: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([main(sys.argv[1], final) for final in sys.argv[2:]]))
+    print(json.dumps([main(*sys.argv[1:3], final) for final in sys.argv[3:]]))

@@ -91,7 +91,8 @@ class Start:
 
     ``resume`` is a checkpoint of the run, ``changed`` a run directory whose plan and rendered files replace this
     one's first; ``env`` goes over the rendered environment. ``whole`` stores NF4 weights as if nothing sharded them;
-    ``counts`` writes ``storages.json``, how many pieces of memory hold a matrix of the base, before the final save.
+    ``counts`` writes ``storages.json``, how many pieces of memory hold a matrix of the base, before the final save;
+    ``flipped`` turns the sign of ppo's advantages.
     """
 
     root: Path
@@ -102,6 +103,7 @@ class Start:
     fails: bool = False
     whole: bool = False
     counts: bool = False
+    flipped: bool = False
 
 
 def checkpoint(step: int, attempt: int = 1) -> str:

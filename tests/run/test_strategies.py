@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,10 @@ DATA = {
     "sft": {"train": str(ROWS), "format": "messages"},
     "reward": {"train": str(PAIRS), "format": "preference"},
     "dpo": {"train": str(PAIRS), "format": "preference"},
+    "ppo": {"train": str(PAIRS), "format": "prompt"},
 }
+# Six steps per rollout: the checkpoint of step 10 stands in the middle of the second one.
+PPO = ["ppo.reward=builtin:length", "ppo.max_new_tokens=16", "ppo.rollout_batch=16", "ppo.epochs=3"]
 SHARDS_WEIGHTS = ("fsdp", "zero3")
 
 
@@ -38,16 +42,24 @@ def _steps(rows: list[Row]) -> dict[int, tuple[float, float, int]]:
     return {row["step"]: (row["loss"], row["grad_norm"], row["tokens"]) for row in rows if "loss" in row}
 
 
+def _cells(stage: str, *quantizations: str) -> list[Any]:
+    return [pytest.param(stage, name, marks=pytest.mark.cells) for name in quantizations]
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2", "zero3"])
 @pytest.mark.parametrize(
-    "stage", ["sft", pytest.param("reward", marks=pytest.mark.cells), pytest.param("dpo", marks=pytest.mark.cells)]
+    ("stage", "quantization"),
+    [("sft", "nf4"), *_cells("reward", "nf4"), *_cells("dpo", "nf4"), *_cells("ppo", "nf4", "none")],
 )
-def test_a_run_goes_on_from_its_checkpoint_bit_by_bit(tuneyard: Tuneyard, stage: str, strategy: str) -> None:
-    """NF4 base and dropout. A rank dies when all 20 steps are done and only those up to 10 are saved."""
+def test_a_run_goes_on_from_its_checkpoint_bit_by_bit(
+    tuneyard: Tuneyard, stage: str, quantization: str, strategy: str
+) -> None:
+    """Base in NF4 or bfloat16, dropout. A rank dies when all 20 steps are done and only those up to 10 are saved."""
     spec = tuneyard.folder / "four.yaml"
     spec.write_text(SPEC)
     fault = write_profile(tuneyard.folder, scheduler="slurm", fault="3 evaluate 20 kill")
     data = [f"data.{key}={value}" for key, value in DATA[stage].items()]
+    data += [f"model.quantization={quantization}", *(PPO if stage == "ppo" else [])]
     asked = [str(spec), f"stage={stage}", *data, f"parallel.strategy={strategy}", "--cluster", str(fault)]
     done = tuneyard("submit", *asked, "--wait", "--json")
     assert done.returncode == 1, done.stderr
@@ -66,12 +78,12 @@ def test_a_run_goes_on_from_its_checkpoint_bit_by_bit(tuneyard: Tuneyard, stage:
     for rows in (first, second):
         (check,) = events(rows, "strategy_check")
         assert (check["asked"], check["got"], check["world_size"]) == (strategy, strategy, 4)
-        assert check["quantized_layers"] == 14
+        assert check["quantized_layers"] == (14 if quantization == "nf4" else 0)
         # Under ZeRO-3 the small weights stay whole.
         share = check["params_local_max"] / check["params_total"]
         assert 0.25 <= share < 0.31 if strategy in SHARDS_WEIGHTS else share == 1
-        # FSDP2 deals rows, so the one row of a score head, 64 elements, is rank 0's.
-        dealt = 3 * 64 if (stage, strategy) == ("reward", "fsdp") else 0
+        # FSDP2 deals rows, so the one row of a head of scores or values, 64 elements, is rank 0's.
+        dealt = 3 * 64 if strategy == "fsdp" and stage in ("reward", "ppo") else 0
         assert check["optimizer_local"] * (1 if strategy == "ddp" else 4) == check["trainable_params"] + dealt
         (memory,) = events(rows, "memory")
         assert memory["live_bytes"]["cpu"]["min"] >= check["bytes_local"]
@@ -81,6 +93,6 @@ def test_a_run_goes_on_from_its_checkpoint_bit_by_bit(tuneyard: Tuneyard, stage:
     base = tuneyard.folder / "tiny"
     base.mkdir()
     write_tiny(base)
-    (plain,) = reload(base, paths.final)
+    (plain,) = reload(base, paths.final, quantization=quantization)
     assert plain["same"] == plain["live"]
     assert plain["without"] != plain["live"]
