@@ -29,6 +29,7 @@ from tests.jobs.runs import (
     write_run,
 )
 
+pytestmark = pytest.mark.timeout(900)  # for a fixture that starts many runs
 STRATEGIES: tuple[Strategy, ...] = ("ddp", "fsdp", "zero2", "zero3")
 BASES = {"nf4": "bfloat16", "none": "bfloat16"}
 SMALL = Adapter(r=8, alpha=16, dropout=0.1)
@@ -43,7 +44,7 @@ LEARNING = Train(
     max_steps=40,
     global_batch=128,
     micro_batch=128,
-    learning_rate=0.02,
+    learning_rate=0.01,
     scheduler="constant",
     save_every_steps=None,
     eval_every_steps=None,
@@ -54,7 +55,7 @@ from letters import WANTED
 
 
 def share(prompts, completions):
-    assert all(prompt.startswith("Say ") for prompt in prompts)
+    assert all(isinstance(prompt, str) for prompt in prompts)
     return [text.count(WANTED) / 4 for text in completions]
 
 
@@ -101,11 +102,13 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A task whose optimum is known: one letter is rewarded, and a score of 1 is that letter at each place."""
     folder = tmp_path_factory.mktemp("learned")
     (folder / "letters.py").write_text('WANTED = "a"\n')
     (folder / "rewards.py").write_text(REWARD)
+    prompts = write_rows(folder / "prompts.jsonl", [{"prompt": f"{number}"} for number in range(90)])
+    data = Data(train=str(prompts), eval=0.1, max_length=40, format="prompt")
     ppo = Ppo(
         reward=f"{folder / 'rewards.py'}:share", max_new_tokens=4, kl_coef=0.0, temperature=0.2, generation_batch=128
     )
@@ -135,7 +138,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, data: Data, one_rank: Pa
             model = replace(QLORA, adapter=SMALL, **base)
             root = write_run(folder / f"{strategy}-{quantization}", 2, model=model, train=SHORT, ppo=ppo, **options)
             starts += [Start(root), Start(root, 2, checkpoint(3))]
-    launch(2, starts, timeout=290)
+    launch(2, starts, timeout=600)
     return folder
 
 
@@ -252,5 +255,5 @@ def test_what_is_rewarded_is_learned_and_with_the_sign_flipped_it_is_not(learned
     for seed in SEEDS:
         score = values(learned / str(seed), "eval_score")
         assert score[0] < 0.05
-        assert score[LEARNING.max_steps] > 0.6
+        assert score[LEARNING.max_steps] > 0.5
     assert values(learned / "flipped", "eval_score")[LEARNING.max_steps] < 0.05
