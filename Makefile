@@ -31,7 +31,7 @@ RESULTS ?= build/gpu.json
 gpu: install
 	$(BIN)/python benchmarks/gpu.py $(RESULTS) $(MODEL)
 
-# Reward and DPO under every strategy on two nodes of the development cluster.
+# Reward, DPO and PPO under every strategy on two nodes of the development cluster.
 cells: install slurm-packages
 	$(BIN)/python -m pytest -m cells
 
