@@ -167,7 +167,7 @@ def test_what_is_wrong_in_one_stage_names_it_and_points_into_it(refused):
         "spec.yaml:9:3: stages.tune.stage: is missing",
         "      tune: {data: {train: rows.json}}",
         "      ^",
-        "  hint: write stage: sft, reward, dpo or script",
+        "  hint: write stage: sft, reward, dpo, ppo or script",
     ]
 
 
