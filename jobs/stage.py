@@ -1,5 +1,6 @@
 """What all stages do alike: the frame of a run, its length, the trainer's arguments, the weights, start and end."""
 
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -42,6 +43,7 @@ def run_stage(context: RankContext, train: Callable[[RankContext, LedgerWriter |
             from . import cpu
 
             cpu.enable(strategy, context.plan.topology.ranks_per_node)
+        hush_missing_kernel()
         import datasets
         import transformers
 
@@ -55,6 +57,16 @@ def run_stage(context: RankContext, train: Callable[[RankContext, LedgerWriter |
     finally:
         if ledger is not None:
             ledger.close()
+
+
+def hush_missing_kernel() -> None:
+    """Drop the one warning that bitsandbytes gives on import where a CPU has AVX512-BF16 and the optional package
+    ``kernels`` is not installed; it would stand just above the errors of a run. Call it before the import.
+
+    bitsandbytes 0.50, backends/cpu/ops.py: without that kernel it uses its own code.
+    """
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.addFilter(lambda record: not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward"))
 
 
 def start_progress(

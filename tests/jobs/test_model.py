@@ -68,6 +68,18 @@ def test_each_quantization_with_the_adapter_in_the_dtype_asked(quantization: str
         assert peft_model.get_parameter("base_model.model.model.layers.0.mlp.up_proj.base_layer.weight").dtype == stored
 
 
+def test_a_missing_optional_kernel_is_not_told_and_all_else_is() -> None:
+    code = (
+        "from jobs.stage import hush_missing_kernel; hush_missing_kernel(); import bitsandbytes\n"
+        "logger = bitsandbytes.backends.cpu.ops.logger\n"
+        "logger.warning('Failed to load CPU gemm_4bit_forward from kernels-community: %s', 'no kernels')\n"
+        "logger.warning('something else')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "gemm_4bit_forward" not in done.stderr
+    assert "something else" in done.stderr
+
+
 def test_a_target_that_names_no_layer_is_refused_even_among_others() -> None:
     base = make_model()
     for targets, message in (
