@@ -1,5 +1,6 @@
 """What ppo adds to transformers' Trainer: rollouts in the place of batches, its loss, its state in checkpoints."""
 
+import functools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -282,7 +283,7 @@ class PpoTrainer(RunTrainer):
             self.progress.beat("score")
         return scores
 
-    @property
+    @functools.cached_property
     def _tail(self) -> list[int]:
         """What the chat template writes after the end of the last turn."""
         trainer: Any = self

@@ -45,7 +45,10 @@ def find_adapter(reward: str, origin: Origin) -> Path | None:
     if config.get("task_type") != "SEQ_CLS":
         raise JobError(f"ppo.reward: {folder} holds no reward model; name the final/ of a stage: reward")
     base = find_base(folder, config.get("base_model_name_or_path") or "", "ppo.reward")
-    return folder if (base, config.get("revision")) == (origin.base.base, origin.base.revision) else None
+    # The policy's may be named through a link, by which find_base has gone.
+    mine = Path(origin.base.base)
+    same = base == (str(mine.resolve()) if mine.is_dir() else origin.base.base)
+    return folder if same and config.get("revision") == origin.base.revision else None
 
 
 def make_scorer(ppo: Ppo, model: Model, device: "torch.device") -> Scorer:
