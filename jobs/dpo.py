@@ -6,12 +6,19 @@ Each rank is ``python -m jobs.rank RUN_DIR`` in the environment of ``RUN_DIR/ren
 from dataclasses import replace
 from typing import Any
 
-from launcher.contract.adapter import name_missing_adapter
 from launcher.contract.ledger import LedgerWriter
 
 from .context import RankContext
-from .errors import JobError
-from .stage import load_weights, make_arguments, make_trainer, run_stage, run_trainer, start_progress
+from .stage import (
+    find_dtypes,
+    find_start,
+    load_weights,
+    make_arguments,
+    make_trainer,
+    run_stage,
+    run_trainer,
+    start_progress,
+)
 
 
 def main(context: RankContext) -> None:
@@ -30,24 +37,16 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    from .adapter import find_origin
     from .evaluation import measure_pairs
-    from .model import check_config, load_config, load_tokenizer
     from .pair_trainer import Floats, PairTrainer, summarize_margins
     from .pairs import prepare_pairs
     from .reference import keep_reference, use_reference
     from .trainer import Metrics
 
     # Rows to tokens.
-    context.beat(0, "data")
     spec = context.plan.spec
     asked, rows = spec.require_model(), spec.require_data()
-    if asked.adapter is None:
-        raise JobError("{}: {}; {}".format(*name_missing_adapter(spec.stage)))
-    adapter_dtype = getattr(torch, asked.adapter.dtype)
-    origin = find_origin(asked, spec.stage)
-    tokenizer = load_tokenizer(origin.tokenizer, rows.chat_template)
-    check_config(load_config(origin.base), origin.base, tokenizer, rows.max_length)
+    origin, tokenizer = find_start(context)
     data = prepare_pairs(rows, spec.train.seed, tokenizer)
     progress = start_progress(context, ledger, data, data.train)
 
@@ -75,7 +74,7 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
 
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
-            keep_reference(self.model, adapter_dtype, is_base=origin.folder is None)
+            keep_reference(self.model, find_dtypes(asked)[0], is_base=origin.folder is None)
             self.precompute_ref_logps = True  # or by compute_rewards, but never by TRL
 
         def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:

@@ -5,12 +5,20 @@ Each rank is ``python -m jobs.rank RUN_DIR`` in the environment of ``RUN_DIR/ren
 
 from typing import Any
 
-from launcher.contract.adapter import name_missing_adapter
 from launcher.contract.ledger import LedgerWriter
 
 from .context import RankContext
 from .errors import JobError
-from .stage import load_weights, make_arguments, make_trainer, run_stage, run_trainer, start_progress
+from .stage import (
+    find_dtypes,
+    find_start,
+    load_weights,
+    make_arguments,
+    make_trainer,
+    run_stage,
+    run_trainer,
+    start_progress,
+)
 
 
 def main(context: RankContext) -> None:
@@ -25,29 +33,21 @@ def main(context: RankContext) -> None:
 def train(context: RankContext, ledger: LedgerWriter | None) -> None:
     """Data, model, trainer, training, final save: in this order, so that bad rows are found before weights load."""
     import datasets
-    import torch
     from transformers import Trainer, TrainingArguments
     from trl.trainer.utils import disable_dropout_in_model
 
-    from .adapter import find_origin
-    from .model import check_config, load_config, load_tokenizer
     from .ppo_trainer import PpoTrainer
     from .prompts import prepare_prompts
     from .roles import Roles
     from .scorer import find_adapter, make_scorer
 
     # Rows to tokens.
-    context.beat(0, "data")
     spec = context.plan.spec
     asked, rows = spec.require_model(), spec.require_data()
-    if asked.adapter is None:
-        raise JobError("{}: {}; {}".format(*name_missing_adapter(spec.stage)))
     if spec.ppo.reward is None:
         raise JobError("ppo.reward: is missing")
-    origin = find_origin(asked, spec.stage)
-    tokenizer = load_tokenizer(origin.tokenizer, rows.chat_template)
+    origin, tokenizer = find_start(context)
     stop = tokenizer.eos_token_id if spec.ppo.stop_token is None else find_token(tokenizer, spec.ppo.stop_token)
-    check_config(load_config(origin.base), origin.base, tokenizer, rows.max_length)
     data = prepare_prompts(rows, spec.ppo.max_new_tokens, spec.train.seed, tokenizer)
     progress = start_progress(context, ledger, data, data.train)
     reward = find_adapter(spec.ppo.reward, origin)
@@ -56,12 +56,14 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
     context.beat(0, "load")
     arguments = make_arguments(TrainingArguments, progress, has_eval=data.eval is not None, remove_unused_columns=False)
     model = load_weights(context, origin)
+    trained_dtype, compute_dtype = find_dtypes(asked)
     roles = Roles(
         model,
         critic=spec.ppo.critic,
         reward=reward,
         is_base=origin.folder is None,
-        dtype=getattr(torch, asked.adapter.dtype),
+        dtype=trained_dtype,
+        frozen_dtype=compute_dtype,
     )
     # A policy with dropout has another probability for the same token at each look.
     disable_dropout_in_model(model)

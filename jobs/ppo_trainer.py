@@ -1,38 +1,21 @@
 """What ppo adds to transformers' Trainer: rollouts in the place of batches, its loss, its state in checkpoints."""
 
-import functools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy
-from numpy.typing import NDArray
-
-from .advantages import (
-    Floats,
-    adapt_kl_coef,
-    estimate_advantages,
-    estimate_kl,
-    explain_variance,
-    shape_rewards,
-    whiten,
-)
+from .collector import Collector
 from .critic import load_trained, write_critic
-from .generate import draw_noise, gather_weights, generate
 from .progress import Progress
 from .prompts import PromptRows
 from .roles import Roles
-from .rollout import Rollout, State, pad_sequences
-from .scorer import Answer, Scorer
+from .rollout import Rollout, State, choose, deal
+from .scorer import Scorer
 from .trainer import Metrics, RunTrainer
 
 if TYPE_CHECKING:
     import torch
 
-SAMPLES = 4
-"""Responses of a rollout, or of an evaluation, that the ledger shows."""
-HELD_OUT = 2**40
-"""Where the held-out prompts begin in the stream of positions that noise is drawn for."""
 STEP_METRICS = ("policy_loss", "value_loss", "ratio", "clip_fraction", "approx_kl", "entropy")
 
 
@@ -66,26 +49,26 @@ class PpoTrainer(RunTrainer):
         self.context = progress.context
         self.ppo = progress.context.plan.spec.ppo
         self.batch = progress.context.plan.batch
-        self.rollout_size = self.ppo.rollout_batch or self.batch.global_batch
+        self.collector = Collector(self, self.scorer, self.stop)
         self.run_state.kl_coef = self.ppo.kl_coef
         progress.tokens_at = lambda _: self.run_state.tokens
         progress.epoch_at = lambda _: self.run_state.position / len(self.rows)
-
-    # One step: its batches and its loss.
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """This rank's micro batches of the next minibatch, and the response tokens of the whole minibatch."""
         import torch
 
-        state = self.run_state
-        if self.rollout is None or state.minibatch == self.ppo.epochs * len(self.rollout) // self.batch.global_batch:
-            self.rollout = self.collect()
+        trainer: Any = self
+        state, batch, context = self.run_state, self.batch, self.context
+        if self.rollout is None or state.minibatch == self.ppo.epochs * len(self.rollout) // batch.global_batch:
+            self.rollout, told = self.collector.collect(self.rows, state)
+            self._told = {f"ppo/{name}": value for name, value in told.items()}
         self._step_started = time.perf_counter()
-        chosen = self._choose(len(self.rollout), state.minibatch)
+        chosen = choose(trainer.args.seed, state.rollouts, state.minibatch, batch.global_batch, len(self.rollout))
         state.minibatch += 1
         state.tokens += self.rollout.count_tokens(chosen)
-        trainer: Any = self
-        batches = [self.rollout.batch(part, trainer.processing_class.pad_token_id) for part in self._deal(chosen)]
+        parts = deal(chosen, batch.micro, context.rank, context.world_size)
+        batches = [self.rollout.batch(part, trainer.processing_class.pad_token_id) for part in parts]
         self._num_tokens = self.rollout.count_response_tokens(chosen)
         self._sums = torch.zeros(len(STEP_METRICS), dtype=torch.float64, device=trainer.args.device)
         return batches, torch.tensor(self._num_tokens)
@@ -152,229 +135,12 @@ class PpoTrainer(RunTrainer):
             trainer.optimizer = kind(groups, **options)
         return trainer.optimizer
 
-    # A rollout.
-
-    def collect(self) -> Rollout:
-        """The next prompts answered, scored and judged, the same on every rank."""
-        state = self.run_state
-        positions = numpy.arange(state.position, state.position + self.rollout_size)
-        chosen = self.progress.order.indices(state.position, state.position + self.rollout_size)
-        state.position += self.rollout_size
-        state.rollouts += 1
-        state.minibatch = 0
-        started = time.perf_counter()
-        rollout = self._answer(self.rows, chosen, positions)
-        generated = time.perf_counter()
-        order = self._choose(self.rollout_size, 0, self.rollout_size // self.batch.global_batch)
-        scores, kl = self._judge(rollout, self.rows, chosen, order)
-        used = self._shape_scores(scores, rollout)
-        advantages = []
-        for values, divergence, score in zip(rollout.values, kl, used, strict=True):
-            rewards = shape_rewards(divergence, score, state.kl_coef)
-            estimated, returns = estimate_advantages(rewards, values, self.ppo.gamma, self.ppo.gae_lambda)
-            advantages.append(estimated)
-            rollout.returns.append(returns)
-        rollout.advantages = whiten(advantages) if self.ppo.whiten_advantages else advantages
-        scored = time.perf_counter()
-        told = {f"ppo/{name}": value for name, value in self._summarize(rollout, scores, kl).items()}
-        values, returns = numpy.concatenate(rollout.values), numpy.concatenate(rollout.returns)
-        self._told = {
-            **told,
-            "ppo/kl_coef": state.kl_coef,
-            "ppo/explained_variance": explain_variance(values, returns),
-            "ppo/generation_s": generated - started,
-            "ppo/scoring_s": scored - generated,
-        }
-        self._show(rollout, self.rows, chosen, scores, "rollout")
-        if self.ppo.kl_target is not None:
-            state.kl_coef = adapt_kl_coef(
-                state.kl_coef, told["ppo/kl"], self.ppo.kl_target, self.rollout_size, self.ppo.kl_horizon
-            )
-        return rollout
-
     def measure(self) -> Metrics:
-        """Responses to all held-out prompts, always with the same noise; ``eval_loss`` is what PPO minimises."""
-        rows: PromptRows = self.eval_rows
-        every = numpy.arange(len(rows))
-        rollout = self._answer(rows, every, every + HELD_OUT)
-        scores, kl = self._judge(rollout, rows, every, every)
-        told = self._summarize(rollout, scores, kl)
-        self._show(rollout, rows, every, scores, "answers")
+        """Of all held-out prompts; ``eval_loss`` is what PPO minimises."""
+        told = self.collector.measure(self.eval_rows)
         loss = self.run_state.kl_coef * told["kl"] - told["score"]
-        return {"eval_loss": loss, **{f"eval_{name}": value for name, value in told.items()}, "eval_prompts": len(rows)}
-
-    def _answer(self, rows: PromptRows, chosen: NDArray[numpy.int64], positions: NDArray[numpy.int64]) -> Rollout:
-        """Responses to the rows ``chosen``, of all ranks."""
-        trainer: Any = self
-        mine = self._share(len(chosen))
-        noise = draw_noise(trainer.args.seed, positions[mine], self.ppo.max_new_tokens)
-        trainer.model_wrapped.eval()
-        gathered = gather_weights(trainer, is_wanted=self.ppo.gather_for_rollout)
-        with gathered as is_collective, trainer.compute_loss_context_manager():
-            written = generate(
-                trainer.model,
-                [rows.ids[index] for index in chosen[mine]],
-                noise,
-                temperature=self.ppo.temperature,
-                stop=self.stop,
-                pad=trainer.processing_class.pad_token_id,
-                batch_size=self.ppo.generation_batch,
-                device=trainer.args.device,
-                any_rank=self._any_rank if is_collective else None,
-                on_batch=lambda: self.progress.beat("rollout"),
-            )
-        responses = self._gather(mine, written)
-        return Rollout([rows.ids[index] for index in chosen], responses)
-
-    def _judge(
-        self, rollout: Rollout, rows: PromptRows, chosen: NDArray[numpy.int64], order: NDArray[numpy.int64]
-    ) -> tuple[Floats, list[Floats]]:
-        """Fill in log-probabilities and values; returns the scores, (responses,), and the divergence per token.
-
-        ``order``: what is passed through the model together. In a rollout it is that of the first epoch, so that its
-        first minibatch gets to see the very numbers of its own forward pass, and its ratio is exactly 1.
-        """
-        import torch
-
-        trainer: Any = self
-        pad = trainer.processing_class.pad_token_id
-        indices: list[int] = []
-        told: list[tuple[list[float], list[float], list[float]]] = []
-        for part in self._deal(order):
-            inputs = trainer._prepare_inputs(rollout.batch(part, pad))
-            with torch.no_grad(), trainer.compute_loss_context_manager():
-                outputs = trainer.model_wrapped(
-                    input_ids=inputs["input_ids"],
-                    attention_mask=inputs["attention_mask"],
-                    labels=inputs["labels"],
-                    roles=("policy", "critic", "reference"),
-                )
-            names = ("log_probs", "values", "reference_log_probs")
-            indices += part
-            told += zip(*(rollout.pick(outputs[name], part) for name in names), strict=True)
-            self.progress.beat("score")
-        found = [[numpy.array(numbers) for numbers in item] for item in self._gather(indices, told)]
-        rollout.log_probs, rollout.values = [item[0] for item in found], [item[1] for item in found]
-        kl = [estimate_kl(item[0], item[2], self.ppo.kl_estimator) for item in found]
-        mine = self._share(len(rollout))
-        answers = [self._read(rows, int(chosen[index]), rollout.responses[index]) for index in mine]
-        if self.scorer is not None:
-            scores = self.scorer(answers)
-        else:
-            scores = self._score_by_role([rollout.prompts[index] for index in mine], answers)
-        return numpy.array(self._gather(mine, scores)), kl
-
-    def _score_by_role(self, prompts: list[list[int]], answers: list[Answer]) -> list[float]:
-        """Scores of the reward adapter. Each sequence ends as those that it was trained on: with the end of the turn
-        and what the template writes after it."""
-        import torch
-
-        trainer: Any = self
-        scores: list[float] = []
-        for start in range(0, len(answers), trainer.args.per_device_train_batch_size):
-            part = slice(start, start + trainer.args.per_device_train_batch_size)
-            sequences = [
-                prompt + answer.ids + ([] if answer.has_ended else [self.stop]) + self._tail
-                for prompt, answer in zip(prompts[part], answers[part], strict=True)
-            ]
-            inputs = trainer._prepare_inputs(pad_sequences(sequences, trainer.processing_class.pad_token_id))
-            with torch.no_grad(), trainer.compute_loss_context_manager():
-                scores += trainer.model_wrapped(**inputs, roles=("reward",))["rewards"].float().tolist()
-            self.progress.beat("score")
-        return scores
-
-    @functools.cached_property
-    def _tail(self) -> list[int]:
-        """What the chat template writes after the end of the last turn."""
-        trainer: Any = self
-        tokenizer = trainer.processing_class
-        if tokenizer.chat_template is None:
-            return []
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        _, end, tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(tokenizer.decode([self.stop]))
-        return list(tokenizer(tail, add_special_tokens=False)["input_ids"]) if end and tail else []
-
-    def _shape_scores(self, scores: Floats, rollout: Rollout) -> Floats:
-        """Scores as they are learned from: penalised, normalised, clipped."""
-        ppo, used = self.ppo, scores.copy()
-        if ppo.missing_eos_penalty is not None:
-            used -= ppo.missing_eos_penalty * numpy.array([ids[-1] != self.stop for ids in rollout.responses])
-        if ppo.normalize_reward:
-            spread = self.run_state.scores
-            spread.add(used)
-            used = (used - spread.mean) / (spread.std + 1e-8)
-        return used if ppo.clip_reward is None else used.clip(-ppo.clip_reward, ppo.clip_reward)
-
-    def _summarize(self, rollout: Rollout, scores: Floats, kl: list[Floats]) -> Metrics:
-        """Of responses: their scores as the reward gave them, divergence per sequence, length."""
-        return {
-            "score": float(scores.mean()),
-            "score_std": float(scores.std()),
-            "kl": float(numpy.mean([part.sum() for part in kl])),
-            "response_length": float(numpy.mean([len(ids) for ids in rollout.responses])),
-            "without_end": float(numpy.mean([ids[-1] != self.stop for ids in rollout.responses])),
-        }
-
-    def _read(self, rows: PromptRows, row: int, ids: list[int]) -> Answer:
-        trainer: Any = self
-        text = trainer.processing_class.decode(ids, skip_special_tokens=True)
-        return Answer(rows.said[row], ids, text, ids[-1] == self.stop)
-
-    def _show(
-        self, rollout: Rollout, rows: PromptRows, chosen: NDArray[numpy.int64], scores: Floats, event: str
-    ) -> None:
-        if self.progress.ledger is None:
-            return
-        answers = [
-            self._read(rows, int(row), ids) for row, ids in zip(chosen[:SAMPLES], rollout.responses, strict=False)
-        ]
-        samples = [
-            {"prompt": answer.said, "response": answer.text, "score": float(score)}
-            for answer, score in zip(answers, scores, strict=False)
-        ]
-        trainer: Any = self
-        self.progress.ledger.event(event, step=trainer.state.global_step, samples=samples)
-
-    # Ranks.
-
-    def _choose(self, size: int, minibatch: int, count: int = 1) -> NDArray[numpy.int64]:
-        """The responses of ``count`` minibatches from ``minibatch`` on, all of one epoch over the rollout."""
-        batch = self.batch.global_batch
-        epoch, number = divmod(minibatch, size // batch)
-        trainer: Any = self
-        seed = [trainer.args.seed, self.run_state.rollouts, epoch]
-        order = numpy.random.default_rng(seed).permutation(size)
-        return order[number * batch : (number + count) * batch]
-
-    def _deal(self, order: NDArray[numpy.int64]) -> list[list[int]]:
-        """This rank's micro batches of ``order``; all ranks have equally many, the last rows filled up by the first.
-
-        As accelerate deals batches: whole micro batches to the ranks in turn.
-        """
-        micro, ranks = self.batch.micro, self.context.world_size
-        missing = -len(order) % (micro * ranks)
-        filled = numpy.resize(order, len(order) + missing)
-        parts = filled.reshape(-1, ranks, micro)[:, self.context.rank]
-        return [[int(index) for index in part] for part in parts]
-
-    def _share(self, size: int) -> list[int]:
-        """What this rank writes and scores of ``size`` responses; all ranks have equally many."""
-        ranks = self.context.world_size
-        return [index % size for index in range(self.context.rank, size + (-size % ranks), ranks)]
-
-    def _gather(self, indices: list[int], items: list[Any]) -> list[Any]:
-        """The items of all ranks in the order of their indices, each index once."""
-        from accelerate.utils import gather_object
-
-        found = dict(gather_object(list(zip(indices, items, strict=True))))
-        return [found[index] for index in sorted(found)]
-
-    def _any_rank(self, is_alive: bool) -> bool:
-        import torch
-
-        trainer: Any = self
-        alive = torch.tensor(float(is_alive), device=trainer.args.device)
-        return bool(trainer.accelerator.reduce(alive, reduction="sum") > 0)
+        named = {f"eval_{name}": value for name, value in told.items()}
+        return {"eval_loss": loss, **named, "eval_prompts": len(self.eval_rows)}
 
     # Checkpoints.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from launcher.contract.ledger import LedgerWriter
 
 from .context import RankContext
-from .stage import load_weights, make_arguments, make_trainer, run_stage, run_trainer, start_progress
+from .stage import find_start, load_weights, make_arguments, make_trainer, run_stage, run_trainer, start_progress
 
 BINS = 10
 """Of the calibration error, between 1/2 and 1."""
@@ -33,19 +33,14 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
     from trl.trainer.reward_config import RewardConfig
     from trl.trainer.reward_trainer import RewardTrainer
 
-    from .adapter import find_origin
-    from .model import check_config, load_config, load_tokenizer
     from .pair_trainer import Floats, PairTrainer, summarize_margins
     from .pairs import prepare_pairs
     from .trainer import Metrics
 
     # Rows to tokens.
-    context.beat(0, "data")
     spec = context.plan.spec
-    asked, rows = spec.require_model(), spec.require_data()
-    origin = find_origin(asked, spec.stage)
-    tokenizer = load_tokenizer(origin.tokenizer, rows.chat_template)
-    check_config(load_config(origin.base), origin.base, tokenizer, rows.max_length)
+    rows = spec.require_data()
+    origin, tokenizer = find_start(context)
     data = prepare_pairs(rows, spec.train.seed, tokenizer)
     progress = start_progress(context, ledger, data, data.train)
 

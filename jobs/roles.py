@@ -31,10 +31,20 @@ class Roles:
     """The roles that ``model`` (a peft model, its policy trained) plays; made before it is wrapped.
 
     ``reward``: the folder of a reward run's adapter on the same base, or None. ``is_base``: the policy starts from the
-    base itself, and so is a fresh adapter that changes nothing.
+    base itself, and so is a fresh adapter that changes nothing. Trained adapters are kept in ``dtype``, frozen ones in
+    ``frozen_dtype``: that of the multiplication, to which they would be rounded at each use.
     """
 
-    def __init__(self, model: Any, *, critic: str, reward: Path | None, is_base: bool, dtype: "torch.dtype") -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        critic: str,
+        reward: Path | None,
+        is_base: bool,
+        dtype: "torch.dtype",
+        frozen_dtype: "torch.dtype",
+    ) -> None:
         import torch
         from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -63,7 +73,7 @@ class Roles:
             is_trained = any(f".{adapter}." in name for adapter in trained) or f".{VALUE_HEAD}." in name
             weight.requires_grad_(is_trained)
             if is_trained or ".lora_" in name:
-                weight.data = weight.data.to(dtype)
+                weight.data = weight.data.to(dtype if is_trained else frozen_dtype)
         self.is_shared = critic == "shared"
         self._layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
         self._activate([POLICY])

@@ -69,6 +69,27 @@ class Rollout:
         return [row[start : start + length] for row, start, length in zip(rows, starts, lengths, strict=True)]
 
 
+def choose(seed: int, rollout: int, minibatch: int, batch: int, size: int) -> NDArray[numpy.int64]:
+    """The responses of minibatch ``minibatch`` of the ``rollout``-th rollout, of ``size`` responses: each epoch over
+    it has an order of its own, cut into minibatches of ``batch``. int64, shape (batch,)."""
+    epoch, number = divmod(minibatch, size // batch)
+    order = numpy.random.default_rng([seed, rollout, epoch]).permutation(size)
+    return order[number * batch : (number + 1) * batch]
+
+
+def deal(order: NDArray[numpy.int64], micro: int, rank: int, ranks: int) -> list[list[int]]:
+    """The micro batches of ``order`` that are ``rank``'s; all ranks have equally many, the last rows filled up by the
+    first. As accelerate deals batches: whole micro batches to the ranks in turn."""
+    filled = numpy.resize(order, len(order) + -len(order) % (micro * ranks))
+    return [[int(index) for index in part] for part in filled.reshape(-1, ranks, micro)[:, rank]]
+
+
+def share(size: int, rank: int, ranks: int) -> list[int]:
+    """What ``rank`` writes and scores of ``size`` responses; all ranks have equally many, the last ones twice the
+    first responses where it does not come out even."""
+    return [index % size for index in range(rank, size + (-size % ranks), ranks)]
+
+
 def pad_sequences(sequences: list[list[int]], pad_token: int) -> dict[str, Any]:
     """``input_ids`` and ``attention_mask`` of token ids, padded on the right: int64, (sequences, tokens)."""
     import torch

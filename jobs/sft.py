@@ -6,7 +6,7 @@ Each rank is ``python -m jobs.rank RUN_DIR`` in the environment of ``RUN_DIR/ren
 from launcher.contract.ledger import LedgerWriter
 
 from .context import RankContext
-from .stage import load_weights, make_arguments, make_trainer, run_stage, run_trainer, start_progress
+from .stage import find_start, load_weights, make_arguments, make_trainer, run_stage, run_trainer, start_progress
 
 
 def main(context: RankContext) -> None:
@@ -24,19 +24,14 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from .adapter import find_origin
     from .data import pack, prepare_data
     from .evaluation import mean_token_loss
-    from .model import check_config, load_config, load_tokenizer
     from .trainer import Metrics, RunTrainer
 
     # Rows to tokens.
-    context.beat(0, "data")
     spec = context.plan.spec
-    asked, rows = spec.require_model(), spec.require_data()
-    origin = find_origin(asked, spec.stage)
-    tokenizer = load_tokenizer(origin.tokenizer, rows.chat_template)
-    check_config(load_config(origin.base), origin.base, tokenizer, rows.max_length)
+    rows = spec.require_data()
+    origin, tokenizer = find_start(context)
     data = prepare_data(rows, spec.train.loss_on, spec.train.seed, tokenizer)
     sequences = pack(data.train, rows.max_length) if spec.train.packing else data.train
     progress = start_progress(context, ledger, data, sequences)

@@ -5,14 +5,16 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from launcher.contract.adapter import COMPARING, name_missing_adapter
 from launcher.contract.files import read_json
 from launcher.contract.ledger import LedgerWriter
 from launcher.contract.manifest import MANIFEST
+from launcher.contract.spec import Model
 from launcher.contract.strategies import SHARDS_WEIGHTS
 
-from .adapter import Origin
+from .adapter import Origin, find_origin
 from .checkpoint import check_resumable, writing_folder
 from .context import RankContext
 from .data import PreparedData
@@ -20,6 +22,9 @@ from .errors import JobError
 from .model import Task
 from .order import RowOrder
 from .progress import Progress
+
+if TYPE_CHECKING:
+    import torch
 
 LISTED = 1000
 """Skipped rows that the ledger lists; all are counted."""
@@ -67,6 +72,25 @@ def hush_missing_kernel() -> None:
     """
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
     logger.addFilter(lambda record: not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward"))
+
+
+def find_start(context: RankContext) -> tuple[Origin, Any]:
+    """Where the weights of the run come from, and the tokenizer that its rows are written with.
+
+    Raises:
+        JobError: the model, its tokenizer or its adapter is not there or does not fit the stage or the rows.
+    """
+    from .model import check_config, load_config, load_tokenizer
+
+    context.beat(0, "data")
+    spec = context.plan.spec
+    asked, rows = spec.require_model(), spec.require_data()
+    if spec.stage in COMPARING and asked.adapter is None:
+        raise JobError("{}: {}; {}".format(*name_missing_adapter(spec.stage)))
+    origin = find_origin(asked, spec.stage)
+    tokenizer = load_tokenizer(origin.tokenizer, rows.chat_template)
+    check_config(load_config(origin.base), origin.base, tokenizer, rows.max_length)
+    return origin, tokenizer
 
 
 def start_progress(
@@ -171,18 +195,23 @@ def load_weights(context: RankContext, origin: Origin, task: Task = "CAUSAL_LM")
     return base if adapter is None else add_adapter(base, origin, adapter, spec.train.seed, task)
 
 
+def find_dtypes(model: Model) -> "tuple[torch.dtype, torch.dtype]":
+    """What trained weights are kept in, and what is multiplied in."""
+    import torch
+
+    compute_dtype = getattr(torch, model.dtype)
+    return (compute_dtype if model.adapter is None else getattr(torch, model.adapter.dtype)), compute_dtype
+
+
 def make_trainer(
     trainer_class: Callable[..., Any], model: Any, progress: Progress, eval_rows: Any, **options: Any
 ) -> Any:
     """``trainer_class`` (a :class:`jobs.trainer.RunTrainer`) of ``options`` for ``model``, bound to the run."""
-    import torch
     import transformers
 
     from .adapter import cast_trainable
 
-    asked = progress.context.plan.spec.require_model()
-    compute_dtype = getattr(torch, asked.dtype)
-    trainable_dtype = getattr(torch, asked.adapter.dtype) if asked.adapter is not None else compute_dtype
+    trainable_dtype, compute_dtype = find_dtypes(progress.context.plan.spec.require_model())
     # TRL's trainers cast QLoRA adapters to bfloat16 when they start; what that rounded is put back.
     weights = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
     trainer = trainer_class(model=model, **options)

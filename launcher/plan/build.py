@@ -10,9 +10,11 @@ from launcher.contract.spec import Spec, Train
 from launcher.errors import Problem, SpecError
 from launcher.spec import LoadedSpec
 from launcher.spec.durations import parse_minutes
+from launcher.spec.weights import Shapes
 
 from .batch import BatchError, derive_batch
 from .combine import find_complaints
+from .rollout import note_rollout
 
 SCRIPT_KEYS = ("micro_batch", "global_batch", "max_grad_norm", "max_steps", "keep_last", "keep_best")
 """What of ``train`` reaches a script: by its environment, by ds.json, or when a checkpoint is published."""
@@ -26,10 +28,11 @@ def make_plan(
     runs: Path,
     version: str,
     ds_base: dict[str, Any] | None = None,
+    shapes: Shapes | None = None,
     after: str | None = None,
 ) -> Plan:
     """Plan ``loaded`` on ``cluster``; ``ds_base`` is what :func:`launcher.spec.deepspeed.read_base` gives for its spec,
-    ``after`` the stage before it in a pipeline.
+    ``shapes`` what :func:`launcher.spec.weights.read_shapes` gives, ``after`` the stage before it in a pipeline.
 
     Raises:
         SpecError: with every key that does not fit the cluster or its other keys.
@@ -65,7 +68,7 @@ def make_plan(
         ds_base=ds_base,
         after=after,
         gpu_hours=round(topology.world_size * topology.time_minutes / 60, 2),
-        warnings=_warnings(spec, cluster, topology),
+        warnings=_warnings(spec, cluster, topology) + note_rollout(spec, shapes),
     )
 
 

@@ -22,6 +22,7 @@ from launcher.plan import digest_request, make_plan, name_run
 from launcher.render import render
 from launcher.spec import LoadedSpec, load_stages
 from launcher.spec.deepspeed import read_base
+from launcher.spec.weights import read_shapes
 
 from .choose import choose_cluster
 from .script import local_script
@@ -80,6 +81,7 @@ def _plan_stages(
     plans: list[Plan] = []
     problems: list[Problem] = []
     before = None
+    specs = {stage: loaded.spec for stage, loaded in stages.items()}
     for stage, loaded in stages.items():
         try:
             plans.append(
@@ -90,6 +92,7 @@ def _plan_stages(
                     runs=runs,
                     version=launcher.__version__,
                     ds_base=bases[stage],
+                    shapes=read_shapes(loaded.spec, specs),
                     after=before,
                 )
             )

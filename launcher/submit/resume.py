@@ -22,6 +22,7 @@ from launcher.contract.values import to_value
 from launcher.errors import SpecError, UserError
 from launcher.plan import make_plan
 from launcher.spec import LoadedSpec, load_spec
+from launcher.spec.weights import read_shapes
 
 from .choose import choose_cluster
 from .prepare import render_all, resolve_cluster
@@ -69,6 +70,7 @@ def plan_resume(
         run_id=before.run_id,
         runs=paths.root.parents[before.run_id.count("/")],
         version=launcher.__version__,
+        shapes=read_shapes(loaded.spec, {}),
         ds_base=before.ds_base,  # as it was: the user's file may have changed or gone
         after=before.after,
     )
