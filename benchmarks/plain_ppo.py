@@ -50,7 +50,8 @@ trainer = PPOTrainer(
         output_dir=str(Path(result).with_suffix("")),
         total_episodes=rollouts * batch,
         per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=batch // (micro_batch * minibatches),
+        # A rollout is one batch of this many micro batches; its optimizer steps once for all of them.
+        gradient_accumulation_steps=batch // micro_batch,
         num_mini_batches=minibatches,
         num_ppo_epochs=epochs,
         local_rollout_forward_batch_size=batch,
