@@ -1,13 +1,14 @@
 """Measures the ppo stage against TRL 1.12.0's PPO: episodes per second and peak memory. Aims: twice, and half.
 
     python -m venv old && old/bin/pip install torch==2.13.0 trl==1.12.0 peft==0.21.2
-    python benchmarks/ppo_throughput.py old/bin/python [PAIRS]      # 3
+    python benchmarks/ppo_throughput.py old/bin/python [ROUNDS]      # 3
 
 Both train SmolLM2-135M-Instruct in float32 with LoRA r=8 from the same prompts: rollouts of 16 responses of at most 32
 tokens, two epochs in minibatches of 8, micro batches of 4, the same number of threads, no gradient checkpointing. The
 reward of both is a classifier on the base; ours is a reward run's adapter. TRL trains all weights of its value model,
-for it knows no other way; ours an adapter. Times are those between the ends of the first rollout's updates and the
-last's, memory is the peak resident size of the process that trains. Runs alternate.
+for it knows no other way; our critic has an adapter of its own, or is a head on the policy's trunk: both are measured.
+Times are those between the ends of the first rollout's updates and the last's, memory is the peak resident size of the
+process that trains. Each round runs all three, in turned order.
 """
 
 import json
@@ -23,7 +24,7 @@ from launcher.contract.ledger import merge_metrics, read_rows
 from launcher.contract.paths import RunPaths
 
 ROOT = Path(__file__).parent.parent
-ROLLOUTS, BATCH, MINIBATCH, MICRO_BATCH, EPOCHS, TOKENS = 4, 16, 8, 4, 2, 32
+ROLLOUTS, BATCH, MINIBATCH, MICRO_BATCH, EPOCHS, TOKENS = 3, 16, 8, 4, 2, 32
 STEPS = ROLLOUTS * EPOCHS * BATCH // MINIBATCH
 MODEL = "{base: ./model, quantization: none, dtype: float32, adapter: {r: 8, alpha: 16, dropout: 0.0}}"
 REWARD = f"""\
@@ -58,8 +59,9 @@ def submit(folder: Path, spec: str, *overrides: str) -> RunPaths:
     return RunPaths(Path(json.loads(done.stdout.splitlines()[-1])["run_dir"]))
 
 
-def run_ours(folder: Path, reward: Path) -> dict[str, float]:
-    rows = merge_metrics(read_rows(submit(folder, "ppo.yaml", f"ppo.reward={reward}").ledger(1)))
+def run_ours(folder: Path, reward: Path, critic: str) -> dict[str, float]:
+    run = submit(folder, "ppo.yaml", f"ppo.reward={reward}", f"ppo.critic={critic}")
+    rows = merge_metrics(read_rows(run.ledger(1)))
     ends = [row["t"] for row in rows if row["step"] % (STEPS // ROLLOUTS) == 0]
     lengths = [row["ppo/response_length"] for row in rows if "ppo/response_length" in row]
     return summarize(ends, rows[-1]["memory_gib"]) | {"tokens": statistics.mean(lengths)}
@@ -81,7 +83,7 @@ def summarize(ends: list[float], peak_gib: float) -> dict[str, float]:
     return {"episodes_per_s": (ROLLOUTS - 1) * BATCH / (ends[-1] - ends[0]), "peak_gib": peak_gib}
 
 
-def main(python: str, pairs: int) -> None:
+def main(python: str, rounds: int) -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         model = subprocess.check_output([sys.executable, str(ROOT / "examples/smollm2.py")], text=True).strip()
@@ -93,18 +95,22 @@ def main(python: str, pairs: int) -> None:
         (folder / "ppo.yaml").write_text(PPO, encoding="utf-8")
         reward = submit(folder, "reward.yaml").final
         threads = str(len(os.sched_getaffinity(0)))
-        ratios: list[tuple[float, float]] = []
-        for number in range(pairs):
-            order = ("ours", "theirs") if number % 2 == 0 else ("theirs", "ours")
-            found = {
-                side: run_ours(folder, reward) if side == "ours" else run_theirs(folder, python, threads)
-                for side in order
-            }
-            ours, theirs = found["ours"], found["theirs"]
-            ratios.append(tuple(ours[key] / theirs[key] for key in ("episodes_per_s", "peak_gib")))  # type: ignore[arg-type]
-            print(f"pair {number + 1}: ours {ours}, TRL {theirs}", flush=True)
-        for label, values in zip(("episodes/s", "peak memory"), zip(*ratios, strict=True), strict=True):
-            print(f"{label}: ours / TRL {statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})")
+        found: list[dict[str, dict[str, float]]] = []
+        for number in range(rounds):
+            sides = ["own", "shared", "TRL"]
+            order = sides[number % 3 :] + sides[: number % 3]
+            found.append(
+                {
+                    side: run_theirs(folder, python, threads) if side == "TRL" else run_ours(folder, reward, side)
+                    for side in order
+                }
+            )
+            print(f"round {number + 1}: {found[-1]}", flush=True)
+        for side in ("own", "shared"):
+            for key, label in (("episodes_per_s", "episodes/s"), ("peak_gib", "peak memory")):
+                ratios = [told[side][key] / told["TRL"][key] for told in found]
+                spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+                print(f"critic {side}, {label}: ours / TRL {spread}")
 
 
 if __name__ == "__main__":
