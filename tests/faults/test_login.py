@@ -174,7 +174,7 @@ def test_slurmctld_is_away_at_submit(tuneyard: Tuneyard, devcluster: dict[str, s
 def test_slurmctld_is_away_while_a_run_goes_on(
     tuneyard: Tuneyard, devcluster: dict[str, str], arguments: list[str]
 ) -> None:
-    (tuneyard.folder / "login.yaml").write_text(SPEC % 40)
+    (tuneyard.folder / "login.yaml").write_text(SPEC % 80)
     assert tuneyard(*arguments).returncode == 0
     deadline = time.monotonic() + 60
     while tuneyard.status()["step"] == 0 and time.monotonic() < deadline:
@@ -193,7 +193,7 @@ def test_slurmctld_is_away_while_a_run_goes_on(
     assert states <= {"running", "unknown"}
     status, seen = _await_end(tuneyard)
     assert set(seen) <= {"running", "unknown"}
-    assert (status["state"], status["step"], status["attempt"]) == ("completed", 40, 1)
+    assert (status["state"], status["step"], status["attempt"]) == ("completed", 80, 1)
     record(
         "12 slurmctld and sacct away while a run goes on",
         "slurmctld is killed for 25 s, sacct fails",
