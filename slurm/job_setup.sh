@@ -4,3 +4,5 @@ export PYTHONPATH=$code
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 cd $root
+# What lies here is run, and a pickle is among it.
+[ -O . ] || { echo "$$PWD belongs to another user; nothing was run" >&2; exit 2; }

@@ -9,9 +9,11 @@ from launcher.contract.cluster import Cluster
 from launcher.contract.files import read_json, write_json
 from launcher.contract.paths import RunPaths
 from launcher.contract.pipeline import Pipeline
+from launcher.contract.plan import Plan
 from launcher.contract.process import process_start
 from launcher.contract.submission import Submission
 from launcher.contract.values import to_value
+from launcher.submit.intent import make_intent
 
 from .plans import LOCAL, plan_on
 
@@ -44,6 +46,10 @@ def hand_over(
         pid_start=process_start(pid) if pid else None,
     )
     write_json(paths.submission, to_value(submission))
+    if job_id is None and pid is None:
+        intent = make_intent(Plan.load(paths.plan))
+        script = f"script_of_{paths.root.name}.sh" if scheduler == "slurm" else None
+        write_json(paths.intent, to_value(replace(intent, t=t, pid_start=0, script=script, called=t)))
 
 
 def hand_over_gone(paths: RunPaths, *, t: float) -> None:

@@ -31,7 +31,8 @@ def resume(
     (paths,) = found.stages
     seen = see_submissions([paths])
     status, *followers = read_statuses([paths, *list_followers(paths)])
-    refuse_living(status)
+    if paths.submission.exists():
+        refuse_living(status)
     plan = plan_resume(paths, overrides or [], cluster=cluster)
     left = [item for item in followers if item.state in ("pending", "running", "unknown")]
     refuse_while_followed(

@@ -73,6 +73,11 @@ class RunPaths:
         return self.root / "submission.json"
 
     @property
+    def intent(self) -> Path:
+        """Exists while the run is handed over, and after a hand-over that was cut off."""
+        return self.root / "intent.json"
+
+    @property
     def submitit(self) -> Path:
         """submitit's own folder: the pickle with the run directory's path."""
         return self.root / "submitit"

@@ -1,6 +1,7 @@
 """Asks Slurm about jobs; its text becomes values in pure functions."""
 
 import contextlib
+import re
 from dataclasses import dataclass
 
 from launcher.cluster.slurm import run_command
@@ -51,6 +52,22 @@ ENDINGS = {
     "BOOT_FAIL": "a node did not boot",
     "DEADLINE": "past its deadline",
 }
+
+
+HELD = re.compile("held", re.IGNORECASE)
+"""Slurm's words for a job that it will not start: JobHeldUser, JobHeldAdmin, "launch failed requeued held" (with
+underscores in places), "job requeued in held state"."""
+
+
+def explain_wait(job: JobView, job_id: str) -> str | None:
+    """Why ``job`` waits: of a hold what ends it, for Slurm itself calls it PENDING for ever."""
+    if job.reason is None or not HELD.search(job.reason):
+        return job.reason
+    why = job.reason.replace("_", " ")
+    if "launch failed" in why:
+        why = f"{why}: a node could not start it, and its slurmd.log says why"
+    by = "an administrator can release it" if "Admin" in why else f"scontrol release {job_id} lets it start"
+    return f"held in Slurm ({why}); it does not start by itself: {by}, tuneyard cancel gives it up"
 
 
 def ask_jobs(job_ids: list[str], slurm_conf: str | None) -> dict[str, JobView]:

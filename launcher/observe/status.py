@@ -11,9 +11,10 @@ from launcher.contract.paths import RunPaths, read_step
 from launcher.contract.plan import Plan
 from launcher.contract.process import is_running
 from launcher.contract.submission import Submission, read_submission
+from launcher.errors import TuneyardError
 
 from .find import name_by_place
-from .slurm import ENDINGS, STATES, JobView, ask_jobs
+from .slurm import ENDINGS, STATES, JobView, ask_jobs, explain_wait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +40,14 @@ class Status:
 
 @dataclass(frozen=True)
 class _HandOver:
-    """Where a run went, as far as its files tell: ``plan`` is None where they are damaged, ``damage`` says how."""
+    """Where a run went, as far as its files tell: ``plan`` is None where they are damaged, ``damage`` says how;
+    ``unsettled`` says why nobody knows whether it was handed over."""
 
     paths: RunPaths
     plan: Plan | None
     submission: Submission | None = None
     damage: str = ""
+    unsettled: str = ""
 
     @property
     def before(self) -> RunPaths | None:
@@ -83,12 +86,24 @@ def _gather(paths: RunPaths, found: dict[RunPaths, _HandOver]) -> None:
     if paths in found:
         return
     try:
-        this = _HandOver(paths, Plan.load(paths.plan), read_submission(paths))
+        unsettled = _settle(paths) if paths.intent.exists() else ""
+        this = _HandOver(paths, Plan.load(paths.plan), read_submission(paths), unsettled=unsettled)
     except DAMAGE as error:
         this = _HandOver(paths, None, damage=str(error))
     if this.before is not None:
         _gather(this.before, found)
     found[paths] = this
+
+
+def _settle(paths: RunPaths) -> str:
+    """Finish or undo a hand-over that was cut off; returns why nobody can, else nothing."""
+    from launcher.submit.intent import settle  # with all that submits, for the rare run that needs it
+
+    try:
+        settle(paths)
+    except TuneyardError as error:
+        return str(error)
+    return ""
 
 
 def _ask(hand_overs: Iterable[_HandOver]) -> dict[RunPaths, JobView]:
@@ -116,6 +131,8 @@ def _judge(this: _HandOver, job: JobView | None, before: _HandOver | None, paren
     state, reason = decide(
         is_complete=paths.completion.exists(), is_cancelled=is_cancelled, submission=submission, last=last, job=job
     )
+    if this.unsettled and not paths.completion.exists():
+        state, reason = "unknown", this.unsettled
     has_started = state == "completed" or (last and submission and _belongs(last, submission))
     if before is not None and parent is not None and not has_started:
         earlier = before.submission
@@ -192,7 +209,7 @@ def decide(
         return "unknown", f"Slurm has no answer about job {submission.job_id}"
     state = STATES.get(job.state, "unknown")
     if state in ("pending", "running"):
-        return state, job.reason
+        return state, explain_wait(job, submission.job_id)
     if state == "cancelled":
         return "cancelled", "cancelled by the user" if is_cancelled else "cancelled in Slurm"
     if state == "unknown":

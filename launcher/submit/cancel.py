@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import time
-from dataclasses import replace
 
 from launcher.cluster.slurm import run_command
 from launcher.contract.files import write_json, write_text
@@ -15,6 +14,8 @@ from launcher.contract.submission import Submission, read_submission
 from launcher.contract.values import to_value
 from launcher.errors import ClusterError, UserError
 
+from .intent import SilenceError, UnsettledError, read_intent, settle
+
 STOP_SECONDS = 30
 """How long the end of a run is waited for, and a submission that may still be under way."""
 
@@ -22,23 +23,25 @@ STOP_SECONDS = 30
 def cancel_run(paths: RunPaths) -> None:
     """Mark the run as cancelled, then end its job or its local supervisor, which ends the ranks.
 
-    The mark comes first, so that whatever sees the run end knows why. Where the launcher was killed between claiming
-    the run and recording its job, the job is looked for by its name; a claim that nothing came of has the mark alone.
+    The mark comes first, so that whatever sees the run end knows why. A hand-over that is under way is waited for, and
+    one that was cut off is settled; where nothing came of it, the run has the mark alone.
 
     Raises:
-        UserError: the run was never submitted.
-        ClusterError: Slurm did not do it, or did not say whether there is a job; it may still run.
+        UserError: the run was never submitted, or its intent is damaged.
+        ClusterError: Slurm did not do it, or nobody can tell whether there is a job; it may still run.
     """
+    read_intent(paths)
+    claimed = read_submission(paths)
     submission = _await_hand_over(paths)
+    if submission is None and claimed is not None:
+        write_json(paths.submission, to_value(claimed))
+        submission = claimed
     if submission is None:
         raise UserError(f"{Plan.load(paths.plan).run_id} was planned but never submitted")
     plan = Plan.load(paths.plan) if submission.scheduler == "slurm" else None
     write_text(paths.cancelled, f"{time.time()}\n")
     if plan is not None:
         try:
-            if submission.job_id is None and (job_id := _find_job(plan)) is not None:
-                submission = replace(submission, job_id=job_id)
-                write_json(paths.submission, to_value(submission))
             if submission.job_id is not None:
                 run_command(["scancel", submission.job_id], plan.cluster.slurm_conf)
         except ClusterError as error:
@@ -54,23 +57,13 @@ def cancel_run(paths: RunPaths) -> None:
 
 
 def _await_hand_over(paths: RunPaths) -> Submission | None:
-    """The submission; one that has neither job nor process is given the time to get there, from its claim on."""
+    """The submission; a hand-over that is under way is given the time to get there."""
     deadline = time.monotonic() + STOP_SECONDS
-    while (submission := read_submission(paths)) is not None:
-        is_claim = submission.job_id is None and submission.pid is None
-        if not is_claim or time.time() - submission.t > STOP_SECONDS or time.monotonic() > deadline:
-            break
+    while True:
+        try:
+            return settle(paths)
+        except (UserError, UnsettledError) as error:
+            if isinstance(error, SilenceError) or time.monotonic() > deadline:
+                what, _, hint = str(error).partition("\n")
+                raise ClusterError(f"{what}; it may still run\n{hint}") from error
         time.sleep(0.5)
-    return submission
-
-
-def _find_job(plan: Plan) -> str | None:
-    """The id of the job of this run's name, or None where Slurm has none.
-
-    Raises:
-        ClusterError: Slurm gave no answer.
-    """
-    found = run_command(
-        ["squeue", "--me", "--noheader", f"--name={plan.job_name}", "--format=%i"], plan.cluster.slurm_conf
-    ).split()
-    return found[0] if found else None

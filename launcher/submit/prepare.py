@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from launcher.spec.deepspeed import read_base
 from launcher.spec.weights import read_shapes
 
 from .choose import choose_cluster
+from .intent import read_intent
 from .script import local_script
 from .slurm import job_script
 from .sources import find_sources
@@ -107,7 +107,7 @@ def _plan_stages(
 
 
 def _is_taken(folder: Path) -> bool:
-    """Whether something was submitted from it.
+    """Whether something was submitted from it; a first hand-over that was cut off is the submission's to settle.
 
     Raises:
         UserError: nobody can say, for the record of its stages is damaged.
@@ -119,6 +119,9 @@ def _is_taken(folder: Path) -> bool:
             f"{folder / PIPELINE} cannot be read: {error}; nothing was written\n"
             f"hint: an earlier plan of this file is there; move {folder} away, or choose another name or --runs"
         ) from error
+    intents = [intent for paths in stages if (intent := read_intent(paths))]
+    if any(intent.resumed is None for intent in intents):
+        return False
     return any(paths.submission.exists() or paths.attempts.exists() for paths in stages)
 
 
@@ -132,7 +135,10 @@ def render_all(plan: Plan) -> Prepared:
         script = local_script(plan, paths)
     make_folder(paths.root)
     paths.root.chmod(0o700)  # even where the folder existed: logs and data paths are nobody else's business
-    shutil.rmtree(paths.rendered, ignore_errors=True)
+    wanted = {*(paths.root / relative for relative in rendered), paths.job_script}
+    for old in paths.rendered.rglob("*"):  # what stays is replaced by rename: a job that starts may read it
+        if old.is_file() and old not in wanted:
+            old.unlink()
     write_json(paths.spec, to_value(plan.spec))
     plan.save(paths.plan)
     for relative, text in rendered.items():

@@ -2,13 +2,11 @@
 
 import dataclasses
 import math
-import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 
 import launcher
 from launcher.contract.attempt import read_attempts
-from launcher.contract.files import DAMAGE, make_folder
+from launcher.contract.files import DAMAGE
 from launcher.contract.ledger import merge_metrics, read_run
 from launcher.contract.lineage import list_references
 from launcher.contract.manifest import read_manifest
@@ -25,8 +23,9 @@ from launcher.spec import LoadedSpec, load_spec
 from launcher.spec.weights import read_shapes
 
 from .choose import choose_cluster
+from .intent import claim, keep, make_intent, settle
 from .prepare import render_all, resolve_cluster
-from .submit import submit
+from .submit import hand_over, undone_unless_handed_over
 
 FREE_SECTIONS = ("resources", "tracking", "cluster")
 """What may differ when a run goes on; of ``train`` the keys below."""
@@ -138,8 +137,15 @@ def refuse_while_followed(plan: Plan, states: Mapping[str, str]) -> None:
 def see_submissions(stages: Sequence[RunPaths]) -> dict[RunPaths, bytes | None]:
     """The records of the last hand-overs as they stand, None where there is none: what :func:`resume` compares with.
 
-    To be read before anybody judges that the runs have ended.
+    To be read before anybody judges that the runs have ended. A hand-over that was cut off is settled first.
+
+    Raises:
+        UserError: another command hands one over at this moment.
+        ClusterError: nobody can tell what came of one that was cut off.
     """
+    for paths in stages:
+        if paths.intent.exists():
+            settle(paths)
     return {paths: paths.submission.read_bytes() if paths.submission.exists() else None for paths in stages}
 
 
@@ -150,11 +156,21 @@ def resume(plan: Plan, paths: RunPaths, seen: bytes | None, after: str | None = 
 
     Raises:
         UserError: another command resumes it at this moment, or has done so since.
-        ClusterError: the scheduler refused.
+        ClusterError: the scheduler refused, or (UnsettledError) nobody knows whether it did.
     """
-    with _reopened(paths, seen):
+    number = max((attempt.number for attempt in read_attempts(paths)), default=0)
+    records = [record for record in (paths.completion, paths.cancelled) if record.exists()]
+    moved = [record.relative_to(paths.root).as_posix() for record in records]
+    intent = make_intent(plan, number, moved)
+    claim(paths, intent)
+    # Looked at when it is ours: whoever asked first may have been answered last.
+    if not paths.submission.exists() or paths.submission.read_bytes() != seen:
+        paths.intent.unlink()
+        raise UserError(f"{plan.run_id} was handed over by another command meanwhile; see tuneyard status")
+    with undone_unless_handed_over(paths, intent):
+        keep(paths, intent)
         render_all(plan)
-        return submit(plan, paths, None, after)
+        return hand_over(plan, paths, intent, None, after)
 
 
 def _follows(other: RunPaths, stage: str) -> bool:
@@ -216,39 +232,3 @@ def _refuse_another_world_size(loaded: LoadedSpec, plan: Plan, before: Plan, pat
         "can go on with another number of ranks"
     )
     raise SpecError([loaded.problem(key, message, hint)])
-
-
-@contextmanager
-def _reopened(paths: RunPaths, seen: bytes | None) -> Iterator[None]:
-    """Move the records of the last start into the attempts' folder; an exception moves them back, and the plan."""
-    number = max((attempt.number for attempt in read_attempts(paths)), default=0)
-    make_folder(paths.attempts)
-    moved = {
-        paths.submission: paths.attempts / f"a{number:02d}.submission.json",
-        paths.completion: paths.attempts / f"a{number:02d}.completion.json",
-        paths.cancelled: paths.attempts / f"a{number:02d}.cancelled",
-    }
-    before = Plan.load(paths.plan)
-    taken = paths.attempts / f".submission.{os.getpid()}"
-    try:
-        os.rename(paths.submission, taken)
-    except FileNotFoundError:
-        raise UserError(f"{before.run_id} is being resumed by another command") from None
-    # Looked at when it is ours: whoever asked first may have been answered last.
-    if taken.read_bytes() != seen:
-        os.rename(taken, paths.submission)
-        raise UserError(f"{before.run_id} was handed over by another command meanwhile; see tuneyard status")
-    os.rename(taken, moved[paths.submission])
-    done = [paths.submission]
-    try:
-        # Told by hand: an earlier resume may have left records of the same names.
-        for old in (paths.completion, paths.cancelled):
-            if old.exists():
-                os.rename(old, moved[old])
-                done.append(old)
-        yield
-    except BaseException:
-        for old in done:
-            os.rename(moved[old], old)
-        render_all(before)
-        raise

@@ -118,18 +118,18 @@ def test_hints_name_a_stage_by_its_run_id(tuneyard: Tuneyard) -> None:
     assert "error: chain-000000/sft is running" in tuneyard("retry", "chain").stderr
 
 
-def test_a_cut_off_submission_is_cleared_by_the_command_that_is_named(tuneyard: Tuneyard) -> None:
+def test_a_cut_off_submission_that_started_nothing_is_cleared_by_whoever_finds_it(tuneyard: Tuneyard) -> None:
     sft, dpo = make_pipeline(tuneyard.folder / "runs", "sft", "dpo")
     hand_over_gone(sft, t=1.0)
     end(sft, t=2.0)
-    hand_over(dpo, t=1.0)
-    for command in (("retry", "chain"), ("resume", "chain/dpo")):
-        refused = tuneyard(*command)
-        assert refused.returncode == 2
-        assert "chain-000000/dpo is unknown (the launcher stopped between" in refused.stderr
-        assert "tuneyard cancel chain-000000/dpo" in refused.stderr
-    assert tuneyard("cancel", "chain-000000/dpo", "-y").returncode == 0
-    assert tuneyard.status("chain/dpo")["state"] == "cancelled"
+    for find in (lambda: tuneyard.status("chain/dpo"), lambda: tuneyard("retry", "chain")):
+        hand_over(dpo, t=1.0)
+        find()
+        assert not dpo.intent.exists()
+        assert not dpo.submission.exists()
+    refused = tuneyard("resume", "chain/dpo")
+    assert refused.returncode == 2
+    assert "chain-000000/dpo was planned but never submitted; tuneyard retry chain-000000 does that" in refused.stderr
 
 
 def test_retry_names_the_command_that_takes_changes(tuneyard: Tuneyard) -> None:

@@ -52,6 +52,20 @@ def test_slurm_says_whether_it_lives(view: JobView, expected: tuple[str, str | N
     assert _decide(job=view, last=GOING) == expected
 
 
+@pytest.mark.parametrize("words", ["launch failed requeued held", "launch_failed_requeued_held"])
+def test_a_job_that_slurm_holds_after_a_failed_launch_has_a_remedy(words: str) -> None:
+    state, reason = _decide(job=JobView("PENDING", words), last=GOING)
+    assert state == "pending"
+    assert "a node could not start it" in str(reason)
+    assert "scontrol release 7 lets it start" in str(reason)
+
+
+def test_only_an_administrator_ends_an_administrators_hold() -> None:
+    reason = _decide(job=JobView("PENDING", "JobHeldAdmin"))[1]
+    assert "an administrator can release it" in str(reason)
+    assert "scontrol" not in str(reason)
+
+
 @pytest.mark.parametrize("job", [None, JobView("FAILED", None), JobView("TIMEOUT", None), JobView("RUNNING", None)])
 def test_the_attempts_own_word_on_its_end_outranks_the_scheduler(job: JobView | None) -> None:
     """Also where accounting has forgotten the job, or the end of the exporter ran into the time limit."""

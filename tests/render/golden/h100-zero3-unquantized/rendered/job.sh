@@ -23,7 +23,11 @@ export PYTHONPATH='/runs/it'"'"'s a run/code'
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 cd '/runs/it'"'"'s a run'
+# What lies here is run, and a pickle is among it.
+[ -O . ] || { echo "$PWD belongs to another user; nothing was run" >&2; exit 2; }
 module load cuda/13.0
+# Where the launcher was cut off after sbatch's yes, the pickle has not been named after the job.
+[ -e submitit/${SLURM_JOB_ID}_submitted.pkl ] || ln -s supervisor.pkl submitit/${SLURM_JOB_ID}_submitted.pkl 2>/dev/null
 
 # command
 export SUBMITIT_EXECUTOR=slurm
