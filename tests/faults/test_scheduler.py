@@ -1,7 +1,6 @@
 """What Slurm does to a job: preemption, time limits, scancel, a requeue; each is told from the others."""
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,22 +10,6 @@ from tests.reliability import record
 from .conftest import STEPS, Hurt, Submit
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(420)]
-
-SPOT = "spot"
-
-
-@pytest.fixture
-def spot(devcluster: dict[str, str]) -> Iterator[str]:
-    """A partition whose jobs are preempted without grace."""
-    import subprocess
-
-    def scontrol(*arguments: str) -> None:
-        subprocess.run(["scontrol", *arguments], env=devcluster, capture_output=True, timeout=60)
-
-    settings = ("Nodes=ALL", "State=UP", "PriorityTier=1", "PreemptMode=REQUEUE", "GraceTime=0", "MaxTime=1:00:00")
-    scontrol("create", f"PartitionName={SPOT}", *settings)
-    yield SPOT
-    scontrol("delete", f"PartitionName={SPOT}")
 
 
 def _preempt(run: Hurt) -> str:
@@ -63,8 +46,8 @@ def test_a_preemption_with_grace(submit: Submit, weights: bytes) -> None:
 
 
 @pytest.mark.faults
-def test_a_preemption_without_grace(submit: Submit, weights: bytes, spot: str) -> None:
-    run = submit(f"resources.partition={spot}", pace=0.5)
+def test_a_preemption_without_grace(submit: Submit, weights: bytes) -> None:
+    run = submit("resources.partition=spot", pace=0.5)
     run.wait_for_step(6)
     _preempt(run)
     assert run.wait_for_end()["state"] == "completed", run.tell()
@@ -77,7 +60,7 @@ def test_a_preemption_without_grace(submit: Submit, weights: bytes, spot: str) -
 
 @pytest.mark.faults
 @pytest.mark.parametrize("partition", ["low", "spot"])
-def test_a_preemption_during_the_imports(submit: Submit, weights: bytes, spot: str, partition: str) -> None:
+def test_a_preemption_during_the_imports(submit: Submit, weights: bytes, partition: str) -> None:
     run = submit(f"resources.partition={partition}", "recovery.max_attempts=1")
     run.wait_for(lambda: [beat for beat in run.beats(1) if beat.phase == "import"])
     _preempt(run)
