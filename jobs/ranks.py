@@ -34,6 +34,14 @@ class RankExit:
     code: int
 
 
+@dataclass(frozen=True)
+class Trouble:
+    """What Slurm could not do, in its words, and the node that it names."""
+
+    words: str
+    node: str | None
+
+
 class Ranks(Protocol):
     """The ranks of one attempt."""
 
@@ -43,8 +51,8 @@ class Ranks(Protocol):
     def exits(self) -> list[RankExit]:
         """The ends seen so far, in their order."""
 
-    def lost_node(self) -> str | None:
-        """Where the scheduler could not start or reach the ranks."""
+    def trouble(self) -> Trouble | None:
+        """What kept the scheduler from starting or reaching them, if that is it."""
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to each rank, as the scheduler would."""
@@ -119,12 +127,16 @@ class SrunRanks:
 
     # "srun: error: n1: task 2: Killed", "srun: error: n0: tasks 0-1: Exited with exit code 1"
     _MESSAGE = re.compile(r"^srun: error: \S+: tasks? (?P<tasks>[0-9,\-]+): (?P<what>.*)$")
-    # "srun: error: Node failure on n1", "srun: error: Task launch for StepId=7.1 failed on node n1: ..."
-    _LOST_NODE = re.compile(r"^srun: error: (?:Node failure on|Task launch for \S+ failed on node) (?P<node>[^\s:]+)")
+    # "srun: error: Node failure on n1", "srun: error: Task launch for StepId=7.1 failed on node n1: ...",
+    # "srun: error: Unable to create step for job 7: Unable to contact slurm controller (connect failure)"
+    _TROUBLE = re.compile(
+        r"^srun: error: (?P<words>(?:Node failure on|Task launch for \S+ failed on node) (?P<node>[^\s:]+).*|"
+        r"Unable to (?:create step|confirm allocation) .*)$"
+    )
 
     def __init__(self, command: list[str], env: dict[str, str]) -> None:
         self._exits: list[RankExit] = []
-        self._lost_node: str | None = None
+        self._trouble: Trouble | None = None
         self._process = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
         )
@@ -139,8 +151,8 @@ class SrunRanks:
             if match:
                 code = _exit_code(match["what"])
                 self._exits += [RankExit(time.time(), rank, code) for rank in _expand_tasks(match["tasks"])]
-            elif lost := self._LOST_NODE.match(line):
-                self._lost_node = self._lost_node or lost["node"]
+            elif match := self._TROUBLE.match(line):
+                self._trouble = self._trouble or Trouble(match["words"], match["node"])
 
     def poll(self) -> int | None:
         code = self._process.poll()
@@ -151,8 +163,8 @@ class SrunRanks:
     def exits(self) -> list[RankExit]:
         return list(self._exits)
 
-    def lost_node(self) -> str | None:
-        return self._lost_node
+    def trouble(self) -> Trouble | None:
+        return self._trouble
 
     def send(self, number: signal.Signals) -> None:
         if self._process.poll() is None:
@@ -226,7 +238,7 @@ class LocalRanks:
     def exits(self) -> list[RankExit]:
         return list(self._exits)
 
-    def lost_node(self) -> str | None:
+    def trouble(self) -> Trouble | None:
         return None
 
     def send(self, number: signal.Signals) -> None:

@@ -26,6 +26,8 @@ PEER_SECONDS = 2.0
 """The peers of a dead rank get a moment to write down what they saw."""
 LEAVE_SECONDS = 20.0
 """From the completion record to the last rank's end."""
+LAST_SECONDS = 3.0
+"""For a last save when Slurm ends the job without grace: KillWait is 30 s by default, and the record comes after it."""
 STACK_SECONDS = 3.0
 """A rank whose interpreter runs has written its stack by then."""
 BEATING = ("train", "evaluate", "rollout", "score")
@@ -65,7 +67,10 @@ def watch(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks, signals: 
         if signals.has_come and not paths.completion.exists():
             state = ask_state(attempt.slurm_job_id)
             if not _may_save(paths, attempt, state):
-                return _end_from_outside(paths, attempt, state)
+                ending = _end_from_outside(paths, attempt, state)
+                if ending.state == "interrupted":
+                    _await_end(ranks)
+                return ending
             # The end is near, and not here yet: a preemption's time of grace.
             signals.has_come = False
             ranks.send(signal.SIGUSR2)
@@ -140,6 +145,13 @@ def _may_save(paths: RunPaths, attempt: Attempt, state: JobState | None) -> bool
     return state is None or state.lives_on
 
 
+def _await_end(ranks: Ranks) -> None:
+    """The ranks have had their signal too: some may save and leave before Slurm's SIGKILL comes, after KillWait."""
+    deadline = time.monotonic() + LAST_SECONDS
+    while ranks.poll() is None and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+
+
 def _end_from_outside(paths: RunPaths, attempt: Attempt, state: JobState | None) -> Ending:
     if paths.cancelled.exists():
         return _ending("cancelled", "cancelled by the user")
@@ -167,8 +179,8 @@ def _judge(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks, ends: Se
     if is_over or was_told:
         return _end_from_outside(paths, attempt, state)
     per_node = plan.topology.ranks_per_node
-    if (node := ranks.lost_node()) is not None and not any(end.code != 0 for end in ends):
-        return _ending("failed", f"Slurm lost the node {node}", cause="node", node=node)
+    if (trouble := ranks.trouble()) is not None and not any(end.code != 0 for end in ends):
+        return _ending("failed", f"Slurm could not run the ranks: {trouble.words}", cause="node", node=trouble.node)
     return _failed(explain(paths, attempt, per_node, ends), "crash")
 
 

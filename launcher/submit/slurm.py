@@ -22,6 +22,8 @@ from .script import setup_lines
 # environment (tokens are in it).
 EXPORTED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "SLURM_CONF", "USER")
 SIGNAL_SECONDS = 90
+SHORT_SIGNAL_SECONDS = 15
+"""Of each minute of a limit too short for that: Slurm looks every 30 s and would warn such a job as it starts."""
 
 
 def job_script(plan: Plan, paths: RunPaths, after: str | None = None) -> str:
@@ -116,7 +118,7 @@ def _parameters(plan: Plan, paths: RunPaths, after: str | None) -> dict[str, Any
         "account": asked.account or profile.account,
         "qos": asked.qos,
         "constraint": asked.constraint,
-        "signal_delay_s": SIGNAL_SECONDS,
+        "signal_delay_s": min(SIGNAL_SECONDS, SHORT_SIGNAL_SECONDS * topology.time_minutes),
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's default, "submitit", is refused where workload keys are checked
         "setup": setup_lines(plan, paths),

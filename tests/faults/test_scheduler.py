@@ -52,10 +52,14 @@ def test_a_preemption_without_grace(submit: Submit, weights: bytes) -> None:
     _preempt(run)
     assert run.wait_for_end()["state"] == "completed", run.tell()
     first, second = run.attempts()
-    assert (first.first_step, second.first_step, second.slurm_restart_count) == (0, 4, 1)
-    assert first.ended is None or first.ended.cause in ("preempted", "requeued")
+    assert second.slurm_restart_count == 1
+    # Slurm ends such a job by SIGTERM, then SIGKILL after KillWait, 5 s here: that may be enough for a last save.
+    assert second.first_step >= 4
+    assert first.ended is None or first.ended.cause == "requeued"
     run.check_whole(weights)
-    record("9 preempted, no grace", "a job of higher priority", "from the periodic checkpoint", **run.figures())
+    record(
+        "9 preempted, no grace", "a job of higher priority", "from the periodic checkpoint at least", **run.figures()
+    )
 
 
 @pytest.mark.faults
