@@ -3,7 +3,7 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from launcher.contract.attempt import Attempt, read_attempts
 from launcher.contract.heartbeat import Heartbeat, read_heartbeats
 from launcher.contract.ledger import Row, events, merge_metrics, read_run
 from launcher.contract.paths import RunPaths
-from tests.conftest import ROOT, Tuneyard
+from tests.conftest import DEVCLUSTER, ROOT, Tuneyard
 from tests.run.conftest import SPEC
 
 FAULTS = ROOT / "tests" / "faults"
@@ -23,6 +23,13 @@ OPTIONS = [
     f"train.max_steps={STEPS}", "train.save_every_steps=4", "train.eval_every_steps=null", "train.micro_batch=4",
     "resources.gpus_per_node=1", "tracking.wandb=disabled", "recovery.hang_seconds=30", "data.eval=null",
 ]  # fmt: skip
+SCRIPT_SPEC = """\
+name: own
+stage: script
+script: {path: train.py}
+resources: {nodes: 2, gpus_per_node: 1, time: 10m}
+tracking: {wandb: disabled}
+"""
 
 
 @dataclass
@@ -134,19 +141,26 @@ Submit = Callable[..., Hurt]
 
 @pytest.fixture
 def submit(tuneyard: Tuneyard, devcluster: dict[str, str]) -> Submit:
-    """``submit(*overrides, fault=, pace=, sbatch=, partition=)`` hands a run over; the profile injects the fault."""
+    """``submit(*overrides, fault=, pace=, sbatch=, script=)`` hands a run over; the profile injects the fault.
 
-    def hand_over(*overrides: str, fault: str = "", pace: float = 0.0, sbatch: str = "", more: str = "") -> Hurt:
+    ``script`` is the text of a script of one's own, in the place of the tiny model.
+    """
+
+    def hand_over(*overrides: str, fault: str = "", pace: float = 0.0, sbatch: str = "", script: str = "") -> Hurt:
         spec = tuneyard.folder / "tiny.yaml"
-        spec.write_text(SPEC)
+        spec.write_text(SCRIPT_SPEC if script else SPEC)
+        if script:
+            (tuneyard.folder / "train.py").write_text(script)
         profile = tuneyard.folder / "profile.yaml"
         profile.write_text(
             "scheduler: slurm\naccelerator: cpu\ngpus_per_node: 2\ncpus_per_node: 2\npartition: main\npoll_seconds: 1\n"
-            f"slurm_conf: {devcluster['SLURM_CONF']}\nsbatch: {{{sbatch}}}\n{more}\nsetup:\n"
+            f"slurm_conf: {devcluster['SLURM_CONF']}\nsbatch: {{{sbatch}}}\nsetup:\n"
             f"  - export PYTHONPATH={FAULTS}:$PYTHONPATH\n  - export TUNEYARD_FAULT='{fault}'\n"
             f"  - export TUNEYARD_PACE='{pace or ''}'\n"
         )
-        done = tuneyard("submit", str(spec), *OPTIONS, *overrides, "--cluster", str(profile), "--json")
+        done = tuneyard(
+            "submit", str(spec), *([] if script else OPTIONS), *overrides, "--cluster", str(profile), "--json"
+        )
         assert done.returncode == 0, done.stderr
         paths = RunPaths(Path(json.loads(done.stdout.splitlines()[-1])["run_dir"]))
         return Hurt(tuneyard, paths, devcluster)
@@ -164,3 +178,17 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     assert done.returncode == 0, done.stderr
     paths = RunPaths(Path(json.loads(done.stdout.splitlines()[-1])["run_dir"]))
     return (paths.final / WEIGHTS).read_bytes()
+
+
+@pytest.fixture
+def mended(devcluster: dict[str, str]) -> Iterator[None]:
+    """The cluster's daemons are started again, whatever a test did to them."""
+    yield
+    done = subprocess.run([*DEVCLUSTER, "up", "--nodes", "4"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def find_daemon(name: str) -> int:
+    """The pid of one of the development cluster's daemons."""
+    status = json.loads(subprocess.run([*DEVCLUSTER, "status", "--json"], capture_output=True, text=True).stdout)
+    return next(item["pid"] for item in status["daemons"] if item["name"] == name)

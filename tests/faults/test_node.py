@@ -1,13 +1,11 @@
 """Nodes that die, are cut off, come back, or are bad."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,22 +13,9 @@ import pytest
 from tests.conftest import DEVCLUSTER, ROOT
 from tests.reliability import record
 
-from .conftest import Hurt, Submit
+from .conftest import Hurt, Submit, find_daemon
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(420)]
-
-
-@pytest.fixture
-def mended(devcluster: dict[str, str]) -> Iterator[None]:
-    """The cluster's daemons are started again, whatever a test did to them."""
-    yield
-    done = subprocess.run([*DEVCLUSTER, "up", "--nodes", "4"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-
-
-def _daemon(name: str) -> int:
-    status = json.loads(subprocess.run([*DEVCLUSTER, "status", "--json"], capture_output=True, text=True).stdout)
-    return next(item["pid"] for item in status["daemons"] if item["name"] == name)
 
 
 def _processes_on(run: Hurt, node: str) -> list[int]:
@@ -48,7 +33,7 @@ def _processes_on(run: Hurt, node: str) -> list[int]:
 
 def _kill_node(run: Hurt, node: str) -> float:
     """As if its plug were pulled; returns when."""
-    victims = [_daemon(node), *_processes_on(run, node)]
+    victims = [find_daemon(node), *_processes_on(run, node)]
     assert len(victims) >= 3
     for pid in victims:
         with contextlib.suppress(ProcessLookupError):
@@ -116,7 +101,7 @@ def test_slurmd_dies_and_comes_back(submit: Submit, weights: bytes, mended: None
     run = submit(pace=0.5)
     run.wait_for_step(3)
     node = run.attempts()[0].nodes[1]
-    os.kill(_daemon(node), signal.SIGKILL)
+    os.kill(find_daemon(node), signal.SIGKILL)
     time.sleep(3)
     subprocess.run([*DEVCLUSTER, "up", "--nodes", "4"], capture_output=True, check=True, timeout=120)
     assert run.wait_for_end()["state"] == "completed", run.tell()

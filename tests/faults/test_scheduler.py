@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from launcher.contract.ledger import events
+from launcher.contract.ledger import events, merge_metrics
 from tests.reliability import record
 
 from .conftest import STEPS, Hurt, Submit
@@ -135,6 +135,46 @@ def test_a_signal_twice_also_during_the_save(submit: Submit, weights: bytes) -> 
     assert int(run.figures()["steps_lost"]) <= 1
     run.check_whole(weights)
     record("9 a second signal during the save", "USR2, then USR2 and TERM", "one save, one requeue", **run.figures())
+
+
+WORKERS = """
+import time
+import torch, torch.distributed
+from torch.utils.data import DataLoader
+from jobs.run import current_run
+
+run = current_run()
+torch.distributed.init_process_group("gloo")
+first = int((run.resume_from / "step").read_text()) if run.resume_from else 0
+rows = iter(DataLoader(range(1000), num_workers=8))
+for step in range(first + 1, 25):
+    next(rows)
+    torch.distributed.all_reduce(torch.ones(1))
+    time.sleep(0.4)
+    run.log(step, loss=1 / step)
+    if step % 2 == 0:
+        with run.checkpoint(step) as folder:
+            (folder / "step").write_text(str(step))
+"""
+
+
+@pytest.mark.faults
+def test_a_preemption_of_a_script_with_data_loader_workers(submit: Submit) -> None:
+    run = submit("resources.partition=low", script=WORKERS)
+    run.wait_for_step(5)
+    run.slurm("scancel", "--signal=TERM", run.job)  # what a site without preempt_send_user_signal sends
+    _preempt(run)
+    assert run.wait_for_end()["state"] == "completed", run.tell()
+    first, second = run.attempts()
+    assert first.ended is not None
+    assert (first.ended.state, second.slurm_restart_count, run.field("Restarts")) == ("interrupted", 1, "1")
+    figures = run.figures()
+    assert int(figures["steps_lost"]) == 0
+    assert [row["step"] for row in merge_metrics(run.rows())] == list(range(1, 25))
+    run.check_nobody_left()
+    record(
+        "9 preempted, 8 data-loader workers a rank", "USR2 and TERM to each process", "one save, one requeue", **figures
+    )
 
 
 @pytest.mark.faults
