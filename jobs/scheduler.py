@@ -37,10 +37,10 @@ class JobState:
     seconds_left: float | None
     preempted_at: float | None
 
-    @property
-    def lives_on(self) -> bool:
-        """Whether the job runs and is to run on for now. While it ends, for whatever reason, it is COMPLETING."""
-        return self.state == "RUNNING"
+    def is_running(self, restarts: int) -> bool:
+        """Whether the job runs, as the start after so many ``restarts``, and is to run on for now. While it ends, for
+        whatever reason, it is COMPLETING; one that was requeued may run elsewhere by now."""
+        return self.state == "RUNNING" and self.restarts == restarts
 
 
 def ask_state(job_id: str | None) -> JobState | None:
@@ -70,14 +70,14 @@ def name_cause(state: JobState | None, started: float, restarts: int) -> Cause |
     """Why a job whose attempt began at ``started``, after as many ``restarts``, is told to stop; None: cancelled."""
     if state is None:
         return "stopped"
-    if state.preempted_at is not None and state.preempted_at >= started - 1:
-        return "preempted"
-    if state.lives_on:
-        is_near = state.seconds_left is not None and state.seconds_left <= WARNING_SECONDS
-        return "time_limit" if is_near else "stopped"
-    # Slurm 22.05 counts up at once, when it requeues a job to make way for another or because a node is down, too.
+    # Slurm 22.05 counts up at once, also when it requeues a job to make way for another or because a node is down.
     if state.restarts > restarts:
         return "requeued"
+    if state.preempted_at is not None and state.preempted_at >= started - 1:
+        return "preempted"
+    if state.is_running(restarts):
+        is_near = state.seconds_left is not None and state.seconds_left <= WARNING_SECONDS
+        return "time_limit" if is_near else "stopped"
     if state.state == "TIMEOUT" or state.reason == "TimeLimit":
         return "time_limit"
     if state.state == "NODE_FAIL" or state.reason == "NodeDown":
@@ -97,33 +97,40 @@ def parse_sick(text: str) -> list[str]:
     return sorted({node for node, state in rows if state.endswith("*") or state.startswith(("down", "fail"))})
 
 
-def requeue(job_id: str, excluded: Sequence[str], is_stopped: Callable[[], bool]) -> None:
+def requeue(job_id: str, restarts: int, excluded: Sequence[str], is_stopped: Callable[[], bool]) -> None:
     """Put the job back into the queue, without the nodes ``excluded``; tried until slurmctld answers or ``is_stopped``.
+
+    Never blindly: a job that was requeued in the meantime, and runs, has more than ``restarts`` behind it.
 
     Raises:
         JobError: Slurm refuses.
     """
-    before = _run(["scontrol", "--oneliner", "show", "job", job_id]) or ""
     for tries in itertools.count():
-        done = _try(["scontrol", "requeue", job_id])
-        if done is not None and done.returncode == 0:
-            break
-        state = ask_state(job_id)
-        if state is not None and not state.lives_on:
-            break  # it was done before we heard of it, or somebody else has done it
-        words = "no answer" if done is None else done.stderr.strip()
-        if done is not None and not UNREACHABLE.search(words):
-            raise JobError(f"the job cannot be requeued: scontrol says {words!r}; tuneyard resume goes on from here")
+        before = _run(["scontrol", "--oneliner", "show", "job", job_id])
+        state = None if before is None else parse_state(before, time.time())
+        words = "no answer"
+        if state is not None:
+            # At its time limit a job may be requeued for as long as it is COMPLETING.
+            if state.restarts != restarts or not (state.is_running(restarts) or state.reason == "TimeLimit"):
+                return  # somebody else has done it, or cancelled the job
+            done = _try(["scontrol", "requeue", job_id])
+            if done is not None and done.returncode == 0:
+                break
+            words = "no answer" if done is None else done.stderr.strip()
+            if done is not None and not UNREACHABLE.search(words):
+                raise JobError(
+                    f"the job cannot be requeued: scontrol says {words!r}; tuneyard resume goes on from here"
+                )
         pause = RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)]
         print(f"requeue: slurmctld is away ({words}); tried again in {pause} s", flush=True)
         deadline = time.monotonic() + pause
         while time.monotonic() < deadline:
-            if is_stopped():  # scancel, or Slurm's own end of the job: both are its word on what follows
+            if is_stopped():  # scancel, Slurm's own end of the job, a newer attempt: theirs is the word on what follows
                 return
             time.sleep(0.2)
     if excluded:
         # Of a running job Slurm refuses it; a requeued one waits cred_expire + 1 s before it may start (121 s).
-        known = re.search(r"\sExcNodeList=(\S+)", before)
+        known = re.search(r"\sExcNodeList=(\S+)", before or "")
         names = [*([known[1]] if known and known[1] != "(null)" else []), *excluded]
         for _ in range(5):
             done = _try(["scontrol", "update", f"jobid={job_id}", f"excnodelist={','.join(names)}"])

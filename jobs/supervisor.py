@@ -60,9 +60,8 @@ def supervise(paths: RunPaths) -> int:
             paths.secrets.unlink(missing_ok=True)
             return EXIT_FAILED
         exporter = Exporter(plan, paths)
-        is_moved = False
-        while True:
-            attempt = _claim(paths, plan)
+        attempt, is_moved = _claim(paths, plan, None), False
+        while attempt is not None:
             make_folder(paths.logs(attempt.number))
             with _log_to(paths.supervisor_log(attempt.number)):
                 try:
@@ -73,13 +72,18 @@ def supervise(paths: RunPaths) -> int:
                 if ending.then != "restart":
                     exporter.finish()
                     return ending.exit_code
+            attempt = _claim(paths, plan, attempt)
+    print("this supervisor is over: another one has taken the next attempt", flush=True)
+    return EXIT_FAILED
 
 
-def _claim(paths: RunPaths, plan: Plan) -> Attempt:
-    """The next attempt, whose number no other supervisor has."""
+def _claim(paths: RunPaths, plan: Plan, before: Attempt | None) -> Attempt | None:
+    """The next attempt, whose number no other supervisor has. After one of its own, ``before``, a supervisor takes
+    the number that follows and no other: where that is taken, the run is somebody else's by now (None)."""
     while True:
+        last = before.number if before else max((attempt.number for attempt in read_attempts(paths)), default=0)
         attempt = Attempt(
-            number=max((attempt.number for attempt in read_attempts(paths)), default=0) + 1,
+            number=last + 1,
             started=time.time(),
             nodes=[],
             slurm_job_id=os.environ.get("SLURM_JOB_ID") if plan.cluster.scheduler == "slurm" else None,
@@ -87,6 +91,8 @@ def _claim(paths: RunPaths, plan: Plan) -> Attempt:
         )
         if attempt.claim(paths):
             return attempt
+        if before is not None:
+            return None
 
 
 def _attempt(
@@ -162,7 +168,7 @@ def _conclude(paths: RunPaths, plan: Plan, attempt: Attempt, ending: Ending) -> 
 
 def _write_down(paths: RunPaths, plan: Plan, attempt: Attempt, ending: Ending) -> None:
     # Tokens first: once the record is there the run may be handed over anew, with tokens for that.
-    if ending.then == "stop" and ending.state != "interrupted":  # Slurm may still requeue an interrupted run
+    if ending.then == "stop":
         paths.secrets.unlink(missing_ok=True)
     if ending.then == "stop" and ending.state in ("failed", "cancelled"):
         for later in _later_stages(paths, plan):  # they will not start, and `tuneyard retry` writes theirs anew
@@ -183,7 +189,12 @@ def _requeue(paths: RunPaths, attempt: Attempt, signals: Signals) -> Attempt:
     assert attempt.slurm_job_id is not None
     signals.has_come = False
     try:
-        requeue(attempt.slurm_job_id, ending.excluded, lambda: signals.has_come)
+        requeue(
+            attempt.slurm_job_id,
+            attempt.slurm_restart_count,
+            ending.excluded,
+            lambda: signals.has_come or is_stale(paths, attempt.number),
+        )
     except JobError as error:
         print(str(error), flush=True)
         attempt = replace(attempt, ended=replace(ending, then="stop", reason=f"{ending.reason}; {error}"))

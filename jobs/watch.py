@@ -22,6 +22,8 @@ from launcher.contract.plan import Plan
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 1.0
 """Between two looks at the run's files."""
+STALL_SECONDS = 10.0
+"""What is longer between two turns of the loop is time in which it did not watch."""
 PEER_SECONDS = 2.0
 """The peers of a dead rank get a moment to write down what they saw."""
 LEAVE_SECONDS = 20.0
@@ -58,12 +60,13 @@ def watch(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks, signals: 
     """
     world_size = plan.topology.world_size
     print(f"attempt {attempt.number}: {world_size} ranks on {' '.join(attempt.nodes)}", flush=True)
-    beats = Beats(attempt.number, plan)
     completed_at = first_bad_at = None
-    next_look = time.monotonic()
+    next_look = last = now = time.monotonic()
+    beats = Beats(attempt.number, plan, now)
     while ranks.poll() is None:
         time.sleep(POLL_SECONDS)
-        now = time.monotonic()
+        # A file system that stalls, or a machine that sleeps, holds up this loop too: that time is nobody's silence.
+        now, last = now + min(time.monotonic() - last, STALL_SECONDS), time.monotonic()
         if signals.has_come and not paths.completion.exists():
             state = ask_state(attempt.slurm_job_id)
             if not _may_save(paths, attempt, state):
@@ -81,7 +84,7 @@ def watch(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks, signals: 
                 return _judge(paths, plan, attempt, ranks, ends)
         if now < next_look:
             continue
-        next_look = now + LOOK_SECONDS
+        next_look = now + max(LOOK_SECONDS, world_size * LOOK_SECONDS / 100)  # a file of each rank is read
         if is_stale(paths, attempt.number):
             raise Superseded
         if plan.spec.stage == "script":
@@ -110,12 +113,11 @@ class Silence:
 
 
 class Beats:
-    """When each rank beat last, by this process's own clock: those of the nodes may differ."""
+    """When each rank beat last, by the watcher's own clock (those of the nodes may differ), which began at ``now``."""
 
-    def __init__(self, attempt: int, plan: Plan) -> None:
+    def __init__(self, attempt: int, plan: Plan, now: float) -> None:
         self._attempt = attempt
         self._limit = plan.spec.recovery.hang_seconds
-        now = time.monotonic()
         self._seen: dict[int, tuple[Heartbeat | None, float]] = dict.fromkeys(
             range(plan.topology.world_size), (None, now)
         )
@@ -142,7 +144,7 @@ def _may_save(paths: RunPaths, attempt: Attempt, state: JobState | None) -> bool
     """Whether the ranks are given the time to save: the job lives on for now, as far as one knows."""
     if attempt.slurm_job_id is None or paths.cancelled.exists():
         return False
-    return state is None or state.lives_on
+    return state is None or state.is_running(attempt.slurm_restart_count)
 
 
 def _await_end(ranks: Ranks) -> None:
@@ -174,7 +176,7 @@ def _judge(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks, ends: Se
         return _completed()
     state = ask_state(attempt.slurm_job_id)
     # Slurm ends the steps of a job and its batch script at once.
-    is_over = paths.cancelled.exists() or (state is not None and not state.lives_on)
+    is_over = paths.cancelled.exists() or (state is not None and not state.is_running(attempt.slurm_restart_count))
     was_told = bool(ends) and (ends[0].code == EXIT_STOPPED or -ends[0].code in STOP_SIGNALS)
     if is_over or was_told:
         return _end_from_outside(paths, attempt, state)

@@ -85,6 +85,23 @@ def test_a_bad_node_is_left_out_and_no_healthy_one(submit: Submit, weights: byte
 
 
 @pytest.mark.faults
+def test_a_slow_and_lossy_network_restarts_nothing(submit: Submit, weights: bytes) -> None:
+    run = submit("recovery.hang_seconds=30")
+    run.wait_for(lambda: run.beats(1))
+    link = ("dev", f"ty-{run.attempts()[0].nodes[1]}", "root")
+    added = subprocess.run(["tc", "qdisc", "add", *link, "netem", "delay", "200ms", "loss", "2%"], capture_output=True)
+    if added.returncode != 0:
+        pytest.skip(f"no netem in this kernel: {added.stderr.decode().strip()}")
+    try:
+        assert run.wait_for_end()["state"] == "completed", run.tell()
+    finally:
+        subprocess.run(["tc", "qdisc", "del", *link], check=True)
+    assert len(run.attempts()) == 1
+    run.check_whole(weights)
+    record("8 200 ms delay, 2 % loss", "tc netem on a node", "no restart", restarts_of_a_healthy_job=0)
+
+
+@pytest.mark.faults
 def test_a_program_that_fails_on_one_rank_is_no_bad_node(submit: Submit) -> None:
     run = submit(fault="1 train 1 kill", pace=0.3)
     status = run.wait_for_end(300)

@@ -27,6 +27,8 @@ def line(state: str, *, reason: str = "None", restarts: int = 0, left: int = 300
         (line("RUNNING", left=90), "time_limit"),
         (line("RUNNING"), "stopped"),
         (line("COMPLETING", restarts=1), "requeued"),
+        # It runs again, elsewhere: this node was cut off.
+        (line("RUNNING", restarts=1), "requeued"),
         (line("PENDING", reason="BeginTime", restarts=1), "requeued"),
         (line("COMPLETING", reason="TimeLimit", left=0), "time_limit"),
         (line("TIMEOUT", reason="TimeLimit", left=0), "time_limit"),
