@@ -13,6 +13,8 @@ from launcher.contract.files import read_json
 from launcher.contract.paths import RunPaths
 
 NUM_LINES = 20
+TELLING = ("JobError", "RollbackError")
+"""Exceptions whose text says all; of these only a JobError is final (:mod:`jobs.errors`)."""
 
 # What a rank reports whose peer went away first: never the cause.
 LOST_PEER = (
@@ -129,7 +131,7 @@ def _exceptions(paths: RunPaths, attempt: Attempt) -> list[_Suspect]:
     for path in paths.logs(attempt.number).glob("rank*.error.json"):
         error = read_json(path)
         is_error = error["type"] == "JobError"
-        reason = error["message"] if is_error else f"{error['type']}: {error['message']}"
+        reason = error["message"] if error["type"] in TELLING else f"{error['type']}: {error['message']}"
         is_victim = any(sign in reason for sign in LOST_PEER)
         found.append(_Suspect(is_victim, error["t"], error["rank"], reason, is_error))
     return found

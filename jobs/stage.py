@@ -219,6 +219,7 @@ def run_trainer(trainer: Any) -> None:
     transformers.set_seed(context.plan.spec.train.seed + context.rank)
     trainer.train(resume_from_checkpoint=str(context.resume_from) if context.resume_from is not None else None)
     if progress.is_stopped:
+        trainer.accelerator.wait_for_everyone()  # the first rank to leave ends the step, and rank 0 may still publish
         raise Stopped
     step = trainer.state.global_step
     metrics = progress.metrics_at(step)

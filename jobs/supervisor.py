@@ -46,11 +46,11 @@ def run(run_dir: str) -> None:
 def supervise(paths: RunPaths) -> int:
     """Run attempts until one completes or none shall follow; returns the exit code (0 completed, 1 failed, 4 stopped
     for lack of progress)."""
-    if paths.completion.exists():
-        print(f"{paths.root.name} is complete already; nothing to do", flush=True)
-        return EXIT_OK
-    plan = Plan.load(paths.plan)
-    with handled_signals() as signals:
+    with handled_signals() as signals:  # before all else: until then submitit's own are in place
+        if paths.completion.exists():
+            print(f"{paths.root.name} is complete already; nothing to do", flush=True)
+            return EXIT_OK
+        plan = Plan.load(paths.plan)
         try:
             if not await_parent(paths, plan, lambda: signals.has_come):
                 return EXIT_FAILED
@@ -59,20 +59,24 @@ def supervise(paths: RunPaths) -> int:
             print(f"{paths.root.name}: {error}", flush=True)
             paths.secrets.unlink(missing_ok=True)
             return EXIT_FAILED
-        exporter = Exporter(plan, paths)
-        attempt, is_moved = _claim(paths, plan, None), False
-        while attempt is not None:
-            make_folder(paths.logs(attempt.number))
-            with _log_to(paths.supervisor_log(attempt.number)):
-                try:
-                    ending, is_moved = _attempt(paths, plan, attempt, signals, exporter, is_moved)
-                except Superseded:
-                    print(f"attempt {attempt.number} is over: a newer one has begun", flush=True)
-                    return EXIT_FAILED
-                if ending.then != "restart":
-                    exporter.finish()
-                    return ending.exit_code
-            attempt = _claim(paths, plan, attempt)
+        return _run_attempts(paths, plan, signals)
+
+
+def _run_attempts(paths: RunPaths, plan: Plan, signals: Signals) -> int:
+    exporter = Exporter(plan, paths)
+    attempt, is_moved = _claim(paths, plan, None), False
+    while attempt is not None:
+        make_folder(paths.logs(attempt.number))
+        with _log_to(paths.supervisor_log(attempt.number)):
+            try:
+                ending, is_moved = _attempt(paths, plan, attempt, signals, exporter, is_moved)
+            except Superseded:
+                print(f"attempt {attempt.number} is over: a newer one has begun", flush=True)
+                return EXIT_FAILED
+            if ending.then != "restart":
+                exporter.finish()
+                return ending.exit_code
+        attempt = _claim(paths, plan, attempt)
     print("this supervisor is over: another one has taken the next attempt", flush=True)
     return EXIT_FAILED
 
