@@ -8,6 +8,8 @@ from launcher.contract.attempt import EXIT_FAILED, EXIT_NO_PROGRESS, EXIT_OK, At
 MAX_INTERRUPTIONS = 20
 """How often a run may be preempted, requeued or lose a node in a row without a newer checkpoint. Its program is not to
 blame; but a run that is preempted before each checkpoint would take its nodes from others for ever."""
+MAX_TIME_LIMITS = 3
+"""How often in a row a run may reach its time limit without a newer checkpoint."""
 LEMON_HITS, LEMON_ATTEMPTS = 3, 4
 """A node is bad when this many of the last so many failures began there, while it held different ranks."""
 
@@ -42,8 +44,8 @@ class Decision:
 def decide(history: Sequence[Attempt], *, max_attempts: int, can_requeue: bool, are_nodes_well: bool) -> Decision:
     """What follows the last attempt of ``history``, which has ended; all of them are of one submission.
 
-    ``max_attempts`` is how many may fail in a row without a newer checkpoint (``recovery.max_attempts``), and how many
-    may reach the time limit so. ``can_requeue``: it is a job of Slurm's that is ours; ``are_nodes_well``: as far as
+    ``max_attempts`` is how many may fail in a row without a newer checkpoint (``recovery.max_attempts``).
+    ``can_requeue``: it is a job of Slurm's that is ours; ``are_nodes_well``: as far as
     one knows, new ranks can start where the last ones were.
     """
     ending = history[-1].ended
@@ -68,7 +70,7 @@ def decide(history: Sequence[Attempt], *, max_attempts: int, can_requeue: bool, 
         return Decision("requeue", EXIT_FAILED, ending.reason)
     if not can_requeue:
         return Decision("stop", EXIT_FAILED, ending.reason)
-    if budget == "time limit" and spent >= max_attempts:
+    if budget == "time limit" and spent >= MAX_TIME_LIMITS:
         remedy = "; raise resources.time, or save more often (train.save_every_steps)"
         return _give_up(ending.reason, spent, words, remedy)
     if spent >= MAX_INTERRUPTIONS:

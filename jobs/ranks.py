@@ -13,6 +13,7 @@ from typing import IO, Protocol
 
 from jobs.allocation import Allocation
 from jobs.errors import JobError
+from jobs.scheduler import UNREACHABLE
 from launcher.contract.attempt import Attempt
 from launcher.contract.environment import read_environment
 from launcher.contract.files import write_text
@@ -36,10 +37,11 @@ class RankExit:
 
 @dataclass(frozen=True)
 class Trouble:
-    """What Slurm could not do, in its words, and the node that it names."""
+    """What Slurm could not do, in its words, and the node that it names; ``is_passing``: it may well do it later."""
 
     words: str
     node: str | None
+    is_passing: bool
 
 
 class Ranks(Protocol):
@@ -152,7 +154,8 @@ class SrunRanks:
                 code = _exit_code(match["what"])
                 self._exits += [RankExit(time.time(), rank, code) for rank in _expand_tasks(match["tasks"])]
             elif match := self._TROUBLE.match(line):
-                self._trouble = self._trouble or Trouble(match["words"], match["node"])
+                is_passing = match["node"] is not None or UNREACHABLE.search(line) is not None
+                self._trouble = self._trouble or Trouble(match["words"], match["node"], is_passing)
 
     def poll(self) -> int | None:
         code = self._process.poll()

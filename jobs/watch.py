@@ -182,7 +182,8 @@ def _judge(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks, ends: Se
         return _end_from_outside(paths, attempt, state)
     per_node = plan.topology.ranks_per_node
     if (trouble := ranks.trouble()) is not None and not any(end.code != 0 for end in ends):
-        return _ending("failed", f"Slurm could not run the ranks: {trouble.words}", cause="node", node=trouble.node)
+        cause: Cause = "node" if trouble.is_passing else "crash"
+        return _ending("failed", f"Slurm could not run the ranks: {trouble.words}", cause=cause, node=trouble.node)
     return _failed(explain(paths, attempt, per_node, ends), "crash")
 
 

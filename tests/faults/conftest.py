@@ -4,7 +4,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from launcher.contract.attempt import Attempt, read_attempts
 from launcher.contract.heartbeat import Heartbeat, read_heartbeats
 from launcher.contract.ledger import Row, events, merge_metrics, read_run
 from launcher.contract.paths import RunPaths
+from launcher.observe import read_status
 from tests.conftest import DEVCLUSTER, ROOT, Tuneyard
 from tests.run.conftest import SPEC
 
@@ -36,7 +37,6 @@ tracking: {wandb: disabled}
 class Hurt:
     """One run, from its submission on."""
 
-    tuneyard: Tuneyard
     paths: RunPaths
     env: dict[str, str]
 
@@ -50,7 +50,8 @@ class Hurt:
         return done.stdout
 
     def status(self) -> dict[str, object]:
-        return self.tuneyard.status(str(self.paths.root))
+        """What ``tuneyard status`` says, without a process for it: it is asked often."""
+        return asdict(read_status(self.paths))
 
     def attempts(self) -> list[Attempt]:
         return read_attempts(self.paths)
@@ -87,7 +88,7 @@ class Hurt:
         deadline = time.monotonic() + seconds
         while (status := self.status())["state"] not in states:
             assert time.monotonic() < deadline, self.tell()
-            time.sleep(0.5)
+            time.sleep(1.0)
         return status
 
     def tell(self) -> str:
@@ -163,7 +164,7 @@ def submit(tuneyard: Tuneyard, devcluster: dict[str, str]) -> Submit:
         )
         assert done.returncode == 0, done.stderr
         paths = RunPaths(Path(json.loads(done.stdout.splitlines()[-1])["run_dir"]))
-        return Hurt(tuneyard, paths, devcluster)
+        return Hurt(paths, devcluster)
 
     return hand_over
 

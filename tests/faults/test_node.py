@@ -48,7 +48,13 @@ def test_an_attempt_that_a_newer_one_has_followed_stops(submit: Submit, weights:
     run.wait_for_step(5)
     script = run.paths.root / "again.sh"
     script.write_text(f"#!/bin/bash\ncd {ROOT}\nexec {sys.executable} -m jobs.supervisor {run.paths.root}\n")
-    options = ["--parsable", "--nodes=2", "--ntasks-per-node=1", f"--output={run.paths.root}/again.log"]
+    options = [
+        "--parsable",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--gpus-per-node=1",
+        f"--output={run.paths.root}/again.log",
+    ]
     env = {**run.env, "PYTHONPATH": str(ROOT)}
     again = subprocess.check_output(["sbatch", *options, str(script)], env=env, text=True).strip()
     assert run.wait_for_end()["state"] == "completed", run.tell()

@@ -81,6 +81,7 @@ def test_what_comes_from_outside_costs_no_attempt(cause: str) -> None:
 def test_time_limits_and_preemptions_end_too_where_nothing_is_ever_saved() -> None:
     chain = [attempt("time_limit", 4 * n, start=4 * n - 4) for n in range(1, 6)]
     assert after(*chain).then == "requeue"
+    assert after(attempt("time_limit"), max_attempts=1).then == "requeue"
     short = after(*[attempt("time_limit")] * 3)
     assert short.exit_code == EXIT_NO_PROGRESS
     assert "resources.time" in short.reason

@@ -49,6 +49,18 @@ def test_a_bad_rank_fails_the_run_and_the_others_end(tuneyard: Tuneyard, spec: P
     assert f"rank{fault[0]}.log" in log.stderr  # the failing rank's log comes first
 
 
+def test_a_rank_that_dies_once_is_started_again(tuneyard: Tuneyard, spec: Path) -> None:
+    profile = write_profile(tuneyard.folder, scheduler="local", fault="1 evaluate 4 kill 1")
+    done = tuneyard(
+        "submit", str(spec), *LOCAL, "recovery.max_attempts=3", "--cluster", str(profile), "--wait", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = read_attempts(_paths(done))
+    assert first.ended is not None
+    assert (first.ended.then, second.resumed_from) == ("restart", "checkpoints/a01/step-000002")
+    assert "running: attempt 1 failed: rank 1" in done.stderr
+
+
 def test_a_rank_that_leaves_early_with_exit_code_0_fails_the_run(tuneyard: Tuneyard, spec: Path) -> None:
     profile = write_profile(tuneyard.folder, scheduler="local", fault="0 import 0 leave")
     done = tuneyard("submit", str(spec), *LOCAL, "resources.gpus_per_node=1", "--cluster", str(profile), "--wait")
