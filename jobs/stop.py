@@ -1,8 +1,8 @@
 """Hears what a rank is told while it works: to stop, to say where it is, that a newer attempt has begun.
 
-Slurm signals every process of a step. The signals are therefore blocked, which the rank's children (data-loader
-workers, compilers, W&B's client of a script) inherit and which no import or save is interrupted by; a thread waits for
-them.
+Slurm signals every process of a step. SIGUSR1 and SIGUSR2 are therefore blocked, which children inherit, and which
+interrupts no import and no save; a thread waits for them. SIGTERM is what people end their own children with, so it is
+handled, and blocked in forked children alone: data-loader workers.
 """
 
 import contextlib
@@ -11,6 +11,8 @@ import signal
 import sys
 import threading
 import traceback
+from multiprocessing import popen_fork
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from launcher.contract.attempt import is_stale
@@ -38,9 +40,13 @@ class Stopped(BaseException):
 
 
 def listen(paths: RunPaths, attempt: int, rank: int) -> None:
-    """Begin; to be called before anything starts a thread or a process."""
-    signals = {*STOP_SIGNALS, STACK_SIGNAL}
+    """Begin; to be called by the main thread, before anything starts a thread or a process."""
+    signals = {signal.SIGUSR2, STACK_SIGNAL}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.signal(signal.SIGTERM, _take)
+    os.register_at_fork(before=_block, after_in_parent=_unblock)
+    # A worker that SIGTERM does not end would be waited for for ever.
+    popen_fork.Popen.terminate = popen_fork.Popen.kill  # type: ignore[method-assign]
     threading.Thread(target=_listen, args=(paths, attempt, rank, signals), daemon=True, name="stop").start()
 
 
@@ -82,12 +88,24 @@ def _listen(paths: RunPaths, attempt: int, rank: int, signals: set[signal.Signal
         elif heard.si_signo == STACK_SIGNAL:
             _write_stack(paths, attempt, rank)
         else:
-            _asked.set()
-            what = "stops after this step" if _has_work.is_set() else "stops, with nothing to save yet"
-            # By os.write, for the main thread may hold the stream's lock.
-            os.write(1, f"{signal.Signals(heard.si_signo).name}: {what}\n".encode())
-            if not _has_work.is_set():
-                os._exit(EXIT_STOPPED)
+            _take(heard.si_signo, None)
+
+
+def _take(number: int, frame: FrameType | None) -> None:
+    _asked.set()
+    what = "stops after this step" if _has_work.is_set() else "stops, with nothing to save yet"
+    # By os.write, for the main thread may hold the stream's lock.
+    os.write(1, f"{signal.Signals(number).name}: {what}\n".encode())
+    if not _has_work.is_set():
+        os._exit(EXIT_STOPPED)
+
+
+def _block() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _write_stack(paths: RunPaths, attempt: int, rank: int) -> None:

@@ -52,17 +52,31 @@ def _start(paths: RunPaths, what: str) -> "tuple[subprocess.Popen[str], list[int
 def test_a_stop_signal_to_all_processes_of_a_step(
     paths: RunPaths, number: signal.Signals, what: str, code: int
 ) -> None:
-    """The rank leaves at once where there is nothing to save, else at its own time; its children hear nothing."""
+    """The rank leaves at once where there is nothing to save, else at its own time. Its children hear nothing of a
+    warning, and forked ones, such as data-loader workers, nothing of SIGTERM either."""
     rank, children = _start(paths, what)
     try:
         os.killpg(rank.pid, number)
         assert rank.wait(20) == code
         time.sleep(0.3)
-        for pid in children:
-            os.kill(pid, 0)
+        for pid in children[: 1 if number == signal.SIGTERM else 2]:
             assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     finally:
         os.killpg(rank.pid, signal.SIGKILL)
+
+
+def test_a_worker_that_is_terminated_ends(paths: RunPaths) -> None:
+    code = """
+import multiprocessing, sys, time
+from pathlib import Path
+from jobs import stop
+from launcher.contract.paths import RunPaths
+stop.listen(RunPaths(Path(sys.argv[1])), 1, 0)
+worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+worker.start()
+"""
+    # At its end the interpreter terminates such a process, and waits for it.
+    assert subprocess.run([sys.executable, "-c", code, str(paths.root)], cwd=ROOT, timeout=20).returncode == 0
 
 
 def test_a_newer_attempt_ends_a_rank_that_waits(paths: RunPaths) -> None:
@@ -80,6 +94,7 @@ def test_a_newer_attempt_ends_a_rank_that_waits(paths: RunPaths) -> None:
 def test_a_rank_says_where_it_is(paths: RunPaths) -> None:
     rank, _ = _start(paths, "hold")
     try:
+        time.sleep(0.5)  # on its way from the line that it has printed
         os.kill(rank.pid, signal.SIGUSR1)
         deadline = time.monotonic() + 10
         while not paths.rank_stack(1, 0).exists():
