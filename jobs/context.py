@@ -7,6 +7,8 @@ from launcher.contract.heartbeat import beat
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 
+from .stop import leave_if_stale
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankContext:
@@ -28,5 +30,11 @@ class RankContext:
         return self.rank == 0
 
     def beat(self, step: int, phase: str) -> None:
-        """Say how far this rank is: ``phase`` is import, load, data, train, evaluate, save, finish or done."""
+        """Say how far this rank is: ``phase`` is import, load, data, train, evaluate, rollout, score, save, finish or
+        done. Ends the rank where a newer attempt has begun."""
+        self.leave_if_stale()
         beat(self.paths, rank=self.rank, attempt=self.attempt, step=step, phase=phase)
+
+    def leave_if_stale(self) -> None:
+        """End the rank where a newer attempt has begun; for the moment before something is published."""
+        leave_if_stale(self.paths, self.attempt)

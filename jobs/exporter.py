@@ -25,8 +25,9 @@ class Exporter:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, secrets: dict[str, str]) -> None:
-        """Start it with the caller's environment and ``secrets`` (WANDB_API_KEY where tracking is online)."""
-        if not self._is_wanted:
+        """Start it, unless it runs, with the caller's environment and ``secrets`` (WANDB_API_KEY where tracking is
+        online); it follows all attempts."""
+        if not self._is_wanted or (self._process is not None and self._process.poll() is None):
             return
         try:
             make_folder(self._paths.wandb)

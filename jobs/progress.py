@@ -11,6 +11,7 @@ from .context import RankContext
 from .errors import JobError
 from .memory import count_live_bytes, measure_peak_gib
 from .order import RowOrder
+from .stop import agree
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -42,6 +43,8 @@ class Progress:
         self.last_eval_step = -1
         self.has_moved = False
         """Whether a step had a rate and a gradient above zero, so that weights must have changed."""
+        self.is_stopped = False
+        """Whether the ranks have agreed to stop, and have saved."""
         self.order = order
         self.tokens_at = tokens_at
         self.epoch_at: Callable[[int], float] = lambda step: step * context.plan.batch.global_batch / order.rows
@@ -118,6 +121,7 @@ class Progress:
             self.ledger.metric(step, **metrics)
             self.ledger.event("evaluated", step=step, seconds=seconds, **metrics)
         self._mark = time.perf_counter()
+        self.beat("train", now=True)
 
     def metrics_at(self, step: int) -> dict[str, float]:
         """The evaluation of exactly ``step``, or nothing."""
@@ -126,6 +130,14 @@ class Progress:
     def end_save(self) -> None:
         """A checkpoint is written; its time does not count as training."""
         self._mark = time.perf_counter()
+        self.beat("train", now=True)
+
+    def stop(self, step: int) -> None:
+        """All ranks have agreed to stop after ``step``, which is saved next."""
+        self.is_stopped = True
+        if self.ledger is not None:
+            self.ledger.event("stop_requested", step=step)
+            self._print(step, "told to stop: saves, and leaves")
 
     def _print(self, step: int, text: str) -> None:
         """A line for whoever follows rank 0's log."""
@@ -160,6 +172,13 @@ def _make_callback(progress: Progress, metrics: tuple[str, ...]) -> "TrainerCall
             step, last = state.global_step, state.global_step >= progress.max_steps
             control.should_evaluate = last or _is_due(step, train.eval_every_steps)
             control.should_save = _is_due(step, train.save_every_steps) or (last and train.save_every_steps is not None)
+            if agree(args.device) and not last:
+                # The evaluation of this step is made up for when the run goes on (stage.py): time is short.
+                control.should_evaluate, control.should_save, control.should_training_stop = False, True, True
+                progress.stop(step)
+
+        def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            progress.beat("train")
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if "loss" in logs:

@@ -17,6 +17,7 @@ from pathlib import Path
 from jobs.context import RankContext
 from jobs.device import claim_device
 from jobs.errors import JobError
+from jobs.stop import EXIT_STOPPED, Stopped, listen
 from launcher.contract.files import write_json
 from launcher.contract.lineage import fill_in
 from launcher.contract.paths import RunPaths
@@ -28,17 +29,17 @@ STAGES = {"sft": "jobs.sft", "reward": "jobs.reward", "dpo": "jobs.dpo", "ppo": 
 
 def main(run_dir: str) -> int:
     """Run this rank's stage; returns the exit code."""
-    # Slurm signals every process of a step; the default action of these would kill the rank.
-    for name in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(name, signal.SIG_IGN)
-    _die_with_parent()
     paths = RunPaths(Path(run_dir))
     rank, attempt = int(os.environ.get("RANK") or os.environ["SLURM_PROCID"]), int(os.environ["TUNEYARD_ATTEMPT"])
+    listen(paths, attempt, rank)
+    _die_with_parent()
     try:
         context = _context(paths, attempt)
         context.beat(0, "import")
         claim_device(context)
         importlib.import_module(STAGES[context.plan.spec.stage]).main(context)
+    except Stopped:
+        return EXIT_STOPPED
     except BaseException as error:
         _record(paths, attempt, rank, error)
         return 1

@@ -13,15 +13,17 @@ from typing import IO, Protocol
 
 from jobs.allocation import Allocation
 from jobs.errors import JobError
+from jobs.scheduler import UNREACHABLE
 from launcher.contract.attempt import Attempt
 from launcher.contract.environment import read_environment
+from launcher.contract.files import write_text
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 
 STRAGGLER_SECONDS = 60
 """How long the others may go on after one rank has ended with 0."""
-STOP_SECONDS = 5
-"""From SIGTERM to SIGKILL."""
+STOP_SECONDS = 10
+"""How long the end of the ranks is waited for; a process in an unkillable state does not hold up the rest."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,15 @@ class RankExit:
     code: int
 
 
+@dataclass(frozen=True)
+class Trouble:
+    """What Slurm could not do, in its words, and the node that it names; ``is_passing``: it may well do it later."""
+
+    words: str
+    node: str | None
+    is_passing: bool
+
+
 class Ranks(Protocol):
     """The ranks of one attempt."""
 
@@ -42,8 +53,14 @@ class Ranks(Protocol):
     def exits(self) -> list[RankExit]:
         """The ends seen so far, in their order."""
 
+    def trouble(self) -> Trouble | None:
+        """What kept the scheduler from starting or reaching them, if that is it."""
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to each rank, as the scheduler would."""
+
     def stop(self) -> None:
-        """End them: SIGTERM, then SIGKILL."""
+        """End them by SIGKILL: to them SIGTERM is a wish to save and leave (:mod:`jobs.stop`)."""
 
 
 def start_ranks(
@@ -62,12 +79,19 @@ def start_ranks(
         **{name: value for name, value in secrets.items() if name == "HF_TOKEN"},
         "TUNEYARD_ATTEMPT": str(attempt.number),
         "TUNEYARD_RESUME_FROM": attempt.resumed_from or "",
-        "MASTER_ADDR": allocation.nodes[0] if plan.cluster.scheduler == "slurm" else "127.0.0.1",
+        "MASTER_ADDR": attempt.nodes[0] if plan.cluster.scheduler == "slurm" else "127.0.0.1",
         "MASTER_PORT": str(allocation.port),
     }
     command = [*plan.cluster.container, plan.cluster.python or sys.executable, "-m", "jobs.rank", str(paths.root)]
     if plan.cluster.scheduler == "slurm":
-        return SrunRanks(_srun(paths, plan, attempt, command), env)
+        arguments = _srun(paths, plan, attempt, command)
+        if attempt.nodes != allocation.nodes:
+            # Slurm deals ranks to the nodes in its own order; this file, a line per rank, has the last word.
+            hosts = paths.logs(attempt.number) / "hosts"
+            write_text(hosts, "".join(f"{node}\n" * plan.topology.ranks_per_node for node in attempt.nodes))
+            arguments.insert(1, "--distribution=arbitrary")
+            env["SLURM_HOSTFILE"] = str(hosts)
+        return SrunRanks(arguments, env)
     return LocalRanks(paths, plan, attempt, command, env)
 
 
@@ -105,9 +129,16 @@ class SrunRanks:
 
     # "srun: error: n1: task 2: Killed", "srun: error: n0: tasks 0-1: Exited with exit code 1"
     _MESSAGE = re.compile(r"^srun: error: \S+: tasks? (?P<tasks>[0-9,\-]+): (?P<what>.*)$")
+    # "srun: error: Node failure on n1", "srun: error: Task launch for StepId=7.1 failed on node n1: ...",
+    # "srun: error: Unable to create step for job 7: Unable to contact slurm controller (connect failure)"
+    _TROUBLE = re.compile(
+        r"^srun: error: (?P<words>(?:Node failure on|Task launch for \S+ failed on node) (?P<node>[^\s:]+).*|"
+        r"Unable to (?:create step|confirm allocation) .*)$"
+    )
 
     def __init__(self, command: list[str], env: dict[str, str]) -> None:
         self._exits: list[RankExit] = []
+        self._trouble: Trouble | None = None
         self._process = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
         )
@@ -122,6 +153,9 @@ class SrunRanks:
             if match:
                 code = _exit_code(match["what"])
                 self._exits += [RankExit(time.time(), rank, code) for rank in _expand_tasks(match["tasks"])]
+            elif match := self._TROUBLE.match(line):
+                is_passing = match["node"] is not None or UNREACHABLE.search(line) is not None
+                self._trouble = self._trouble or Trouble(match["words"], match["node"], is_passing)
 
     def poll(self) -> int | None:
         code = self._process.poll()
@@ -132,8 +166,15 @@ class SrunRanks:
     def exits(self) -> list[RankExit]:
         return list(self._exits)
 
+    def trouble(self) -> Trouble | None:
+        return self._trouble
+
+    def send(self, number: signal.Signals) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(number)  # srun passes SIGUSR1 and SIGUSR2 on
+
     def stop(self) -> None:
-        # srun forwards SIGTERM to its tasks; a second one within a second makes it kill the step.
+        # At SIGTERM srun kills its step at once ("forcing job termination").
         for name in (signal.SIGTERM, signal.SIGKILL):
             if self._process.poll() is None:
                 self._process.send_signal(name)
@@ -147,6 +188,7 @@ def _exit_code(what: str) -> int:
         return int(match[1])
     names = {"Killed": signal.SIGKILL, "Terminated": signal.SIGTERM, "Segmentation fault": signal.SIGSEGV}
     names |= {"Aborted": signal.SIGABRT, "Bus error": signal.SIGBUS, "Out Of Memory": signal.SIGKILL}
+    names |= {"User defined signal 1": signal.SIGUSR1, "User defined signal 2": signal.SIGUSR2}
     return next((-number for name, number in names.items() if what.startswith(name)), 1)
 
 
@@ -190,11 +232,8 @@ class LocalRanks:
                 self._exits.append(RankExit(time.time(), rank, code))
         if len(self._exits) == len(self._processes):
             return next((end.code for end in self._exits if end.code != 0), 0)
-        if self._exits and self._stop_at is None:
-            is_bad = any(end.code != 0 for end in self._exits)
-            # The peers of a dead rank get a moment to write down what they saw.
-            seconds = 2 if is_bad else self._straggler_seconds
-            self._stop_at = None if seconds is None else time.monotonic() + seconds
+        if self._exits and self._stop_at is None and self._straggler_seconds is not None:
+            self._stop_at = time.monotonic() + self._straggler_seconds
         if self._stop_at is not None and time.monotonic() > self._stop_at:
             self.stop()
         return None
@@ -202,12 +241,19 @@ class LocalRanks:
     def exits(self) -> list[RankExit]:
         return list(self._exits)
 
+    def trouble(self) -> Trouble | None:
+        return None
+
+    def send(self, number: signal.Signals) -> None:
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.send_signal(number)
+
     def stop(self) -> None:
-        for name in (signal.SIGTERM, signal.SIGKILL):
-            for process in self._processes.values():
-                if process.poll() is None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(process.pid, name)
-            deadline = time.monotonic() + STOP_SECONDS
-            while time.monotonic() < deadline and any(p.poll() is None for p in self._processes.values()):
-                time.sleep(0.05)
+        for process in self._processes.values():
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        deadline = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < deadline and any(p.poll() is None for p in self._processes.values()):
+            time.sleep(0.05)

@@ -26,6 +26,7 @@ from launcher.contract.ledger import LedgerWriter
 
 from .context import RankContext
 from .errors import JobError
+from .stop import Stopped, is_asked
 
 BEAT_SECONDS = 1.0
 """Shortest time between two heartbeats, each of which is a synced file."""
@@ -91,7 +92,8 @@ class Run:
 
         Collective: every rank enters, and writes what it has. Rank 0 then publishes it with its manifest, and removes
         older ones as train.keep_last and train.keep_best say, by the metrics logged for the same step. A second
-        checkpoint of one step is thrown away; so is that of a block that raises.
+        checkpoint of one step is thrown away; so is that of a block that raises. Where the scheduler has warned a rank
+        of the job's end, all of them leave the script after the block, to go on from there.
 
         Raises:
             JobError: there are several ranks, and torch.distributed is not initialised.
@@ -114,13 +116,15 @@ class Run:
         _unite(context, set())
         yield folder
         names = _unite(context, list_names(folder))
+        context.leave_if_stale()
         if context.is_main and step in self._saved:
             shutil.rmtree(folder)
         elif context.is_main:
             metrics = self._metrics[1] if self._metrics[0] == step else {}
             publish_step(context, self._ledger, folder, names, step, metrics, started)
         self._saved.add(step)
-        _unite(context, set())
+        if _unite(context, {"stop"} if is_asked() else set()):
+            raise Stopped
 
     def _is_main(self) -> bool:
         return self._context.is_main if self._context is not None else os.environ.get("RANK", "0") == "0"

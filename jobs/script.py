@@ -14,6 +14,7 @@ from pathlib import Path
 from jobs.context import RankContext
 from jobs.errors import JobError
 from jobs.run import Run, bind
+from jobs.stop import Stopped, hold
 from launcher.contract.files import make_folder, write_json
 from launcher.contract.heartbeat import read_heartbeats
 from launcher.contract.ledger import LedgerWriter
@@ -34,6 +35,10 @@ def main(context: RankContext) -> None:
     bind(run)
     try:
         _start(context, ledger)
+    except Stopped:
+        if ledger is not None:
+            ledger.event("stop_requested", step=run.step)
+        raise
     except BaseException as error:
         if ledger is not None:
             ledger.event("failed", reason=str(error) or type(error).__name__, type=type(error).__name__)
@@ -83,6 +88,7 @@ def _start(context: RankContext, ledger: LedgerWriter | None) -> None:
     sys.path.insert(0, str(path.parent))
     sys.argv = [str(path), *script.args]
     context.beat(0, "train")
+    hold()
     try:
         runpy.run_path(str(path), run_name="__main__")
     except SystemExit as end:

@@ -11,6 +11,7 @@ from launcher.contract.adapter import COMPARING, name_missing_adapter
 from launcher.contract.files import read_json
 from launcher.contract.ledger import LedgerWriter
 from launcher.contract.manifest import MANIFEST
+from launcher.contract.paths import read_step
 from launcher.contract.spec import Model
 from launcher.contract.strategies import SHARDS_WEIGHTS
 
@@ -22,6 +23,7 @@ from .errors import JobError
 from .model import Task
 from .order import RowOrder
 from .progress import Progress
+from .stop import Stopped
 
 if TYPE_CHECKING:
     import torch
@@ -168,8 +170,8 @@ def make_arguments(config: Callable[..., Any], progress: Progress, *, has_eval: 
         ddp_find_unused_parameters=False,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        # progress.py decides when to evaluate and to save; a resumed run has had its first evaluation.
-        eval_on_start=has_eval and context.resume_from is None,
+        # progress.py decides when to evaluate and to save.
+        eval_on_start=has_eval and _lacks_evaluation(context),
         eval_strategy="no",
         save_strategy="no",
         report_to="none",
@@ -181,6 +183,16 @@ def make_arguments(config: Callable[..., Any], progress: Progress, *, has_eval: 
         # reads them under DeepSpeed. Set here, for as options they ask for a GPU.
         arguments.bf16, arguments.fp16 = ds_config["bf16"]["enabled"], ds_config["fp16"]["enabled"]
     return arguments
+
+
+def _lacks_evaluation(context: RankContext) -> bool:
+    """Whether the step that training starts from is to be evaluated and was not: at the start of a run, and where it
+    was told to stop at a step with an evaluation."""
+    if context.resume_from is None:
+        return True
+    every, written = context.plan.spec.train.eval_every_steps, read_json(context.resume_from / MANIFEST) or {}
+    has_metrics = any(name.startswith("eval_") for name in written.get("metrics", {}))
+    return every is not None and read_step(context.resume_from) % every == 0 and not has_metrics
 
 
 def load_weights(context: RankContext, origin: Origin, task: Task = "CAUSAL_LM") -> Any:
@@ -235,6 +247,9 @@ def run_trainer(trainer: Any) -> None:
     # Dropout of each rank from a random state of its own; until here all ranks drew alike, so that weights agree.
     transformers.set_seed(context.plan.spec.train.seed + context.rank)
     trainer.train(resume_from_checkpoint=str(context.resume_from) if context.resume_from is not None else None)
+    if progress.is_stopped:
+        trainer.accelerator.wait_for_everyone()  # the first rank to leave ends the step, and rank 0 may still publish
+        raise Stopped
     step = trainer.state.global_step
     metrics = progress.metrics_at(step)
     if context.resume_from is not None and not metrics:

@@ -1,14 +1,14 @@
-"""Owns a run from inside its allocation: starts the ranks of one attempt, and turns what became of them into the
-record, the reason and the exit code.
+"""Owns a run from inside its allocation: starts the ranks of one attempt after the other, and turns what became of them
+into the records, the reason and the exit code.
 
     python -m jobs.supervisor RUN_DIR
 
 On Slurm submitit calls :func:`run` in the batch step; locally the command above is started detached. Either way the
-same code runs; only who starts the ranks differs (``jobs.ranks``).
+same code runs; only who starts the ranks differs (``jobs.ranks``). How an attempt ends is seen by ``jobs.watch``, what
+follows is decided by ``jobs.decide``.
 """
 
 import os
-import signal
 import sys
 import time
 import traceback
@@ -16,38 +16,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 from jobs.allocation import find_allocation, scheduler_restart_count
-from jobs.diagnose import explain
+from jobs.decide import decide
 from jobs.errors import JobError
 from jobs.exporter import Exporter
 from jobs.lineage import await_parent, record_lineage
-from jobs.ranks import Ranks, start_ranks
-from jobs.script import complete
-from launcher.contract.attempt import EXIT_FAILED, EXIT_OK, Attempt, Ending, read_attempts
+from jobs.ranks import start_ranks
+from jobs.scheduler import list_sick, requeue
+from jobs.signals import Signals, handled_signals
+from jobs.watch import Superseded, watch
+from launcher.contract.attempt import EXIT_FAILED, EXIT_OK, Attempt, Ending, is_stale, read_attempts
 from launcher.contract.checkpoints import newest_checkpoint
 from launcher.contract.environment import read_environment
 from launcher.contract.files import DAMAGE, make_folder
-from launcher.contract.paths import RunPaths
+from launcher.contract.manifest import MANIFEST
+from launcher.contract.paths import RunPaths, read_step
 from launcher.contract.pipeline import list_stages
 from launcher.contract.plan import Plan
-
-POLL_SECONDS = 0.2
-OWN_SIGNAL_SECONDS = 2.0
-
-
-class _Signals:
-    """Whether SIGTERM or SIGINT came: scancel, preemption, the time limit, or ``tuneyard cancel``.
-
-    A flag and no exception: it is looked at where the ranks can be ended in good order.
-    """
-
-    def __init__(self) -> None:
-        self.has_come = False
-
-    def take(self, number: int, frame: FrameType | None) -> None:
-        self.has_come = True
+from launcher.contract.submission import read_submission
 
 
 def run(run_dir: str) -> None:
@@ -57,13 +44,13 @@ def run(run_dir: str) -> None:
 
 
 def supervise(paths: RunPaths) -> int:
-    """Run one attempt to its end; returns the exit code (0 completed, 1 failed)."""
-    if paths.completion.exists():
-        print(f"{paths.root.name} is complete already; nothing to do", flush=True)
-        return EXIT_OK
-    plan = Plan.load(paths.plan)
-    number = max((attempt.number for attempt in read_attempts(paths)), default=0) + 1
-    with _handled_signals() as signals:
+    """Run attempts until one completes or none shall follow; returns the exit code (0 completed, 1 failed, 4 stopped
+    for lack of progress)."""
+    with handled_signals() as signals:  # before all else: until then submitit's own are in place
+        if paths.completion.exists():
+            print(f"{paths.root.name} is complete already; nothing to do", flush=True)
+            return EXIT_OK
+        plan = Plan.load(paths.plan)
         try:
             if not await_parent(paths, plan, lambda: signals.has_come):
                 return EXIT_FAILED
@@ -72,28 +59,63 @@ def supervise(paths: RunPaths) -> int:
             print(f"{paths.root.name}: {error}", flush=True)
             paths.secrets.unlink(missing_ok=True)
             return EXIT_FAILED
-        make_folder(paths.logs(number))
-        with _log_to(paths.supervisor_log(number)):
-            return _attempt(paths, plan, number, signals)
+        return _run_attempts(paths, plan, signals)
 
 
-def _attempt(paths: RunPaths, plan: Plan, number: int, signals: _Signals) -> int:
-    attempt = Attempt(
-        number=number,
-        started=time.time(),
-        nodes=[],
-        slurm_job_id=os.environ.get("SLURM_JOB_ID") if plan.cluster.scheduler == "slurm" else None,
-        slurm_restart_count=scheduler_restart_count(),
-    )
-    attempt.save(paths)
+def _run_attempts(paths: RunPaths, plan: Plan, signals: Signals) -> int:
     exporter = Exporter(plan, paths)
+    attempt, is_moved = _claim(paths, plan, None), False
+    while attempt is not None:
+        make_folder(paths.logs(attempt.number))
+        with _log_to(paths.supervisor_log(attempt.number)):
+            try:
+                ending, is_moved = _attempt(paths, plan, attempt, signals, exporter, is_moved)
+            except Superseded:
+                print(f"attempt {attempt.number} is over: a newer one has begun", flush=True)
+                return EXIT_FAILED
+            if ending.then != "restart":
+                exporter.finish()
+                return ending.exit_code
+        attempt = _claim(paths, plan, attempt)
+    print("this supervisor is over: another one has taken the next attempt", flush=True)
+    return EXIT_FAILED
+
+
+def _claim(paths: RunPaths, plan: Plan, before: Attempt | None) -> Attempt | None:
+    """The next attempt, whose number no other supervisor has. After one of its own, ``before``, a supervisor takes
+    the number that follows and no other: where that is taken, the run is somebody else's by now (None)."""
+    while True:
+        last = before.number if before else max((attempt.number for attempt in read_attempts(paths)), default=0)
+        attempt = Attempt(
+            number=last + 1,
+            started=time.time(),
+            nodes=[],
+            slurm_job_id=os.environ.get("SLURM_JOB_ID") if plan.cluster.scheduler == "slurm" else None,
+            slurm_restart_count=scheduler_restart_count(),
+        )
+        if attempt.claim(paths):
+            return attempt
+        if before is not None:
+            return None
+
+
+def _attempt(
+    paths: RunPaths, plan: Plan, attempt: Attempt, signals: Signals, exporter: Exporter, is_moved: bool
+) -> tuple[Ending, bool]:
+    """Run one attempt, decide what follows and write both down; returns the ending, and whether the ranks of the next
+    attempt shall change places (``is_moved``: those of this one).
+
+    Raises:
+        Superseded: a newer attempt has begun; nothing was written.
+    """
     try:
-        allocation = find_allocation(plan, number)
+        allocation = find_allocation(plan, attempt.number)
         record_lineage(paths, plan)
         checkpoint = newest_checkpoint(paths)
+        nodes = allocation.nodes
         attempt = replace(
             attempt,
-            nodes=allocation.nodes,
+            nodes=[*nodes[1:], nodes[0]] if is_moved else nodes,
             resumed_from=None if checkpoint is None else checkpoint.relative_to(paths.root).as_posix(),
         )
         attempt.save(paths)
@@ -101,27 +123,92 @@ def _attempt(paths: RunPaths, plan: Plan, number: int, signals: _Signals) -> int
         exporter.start(secrets)
         ranks = start_ranks(paths, plan, attempt, allocation, secrets)
         try:
-            ending = _watch(paths, plan, attempt, ranks, signals)
+            ending = watch(paths, plan, attempt, ranks, signals)
         finally:
             ranks.stop()
     except JobError as error:
-        ending = Ending(t=time.time(), state="failed", exit_code=EXIT_FAILED, reason=str(error))
+        ending = Ending(t=time.time(), state="failed", exit_code=EXIT_FAILED, reason=str(error), cause="error")
+    except Superseded:
+        raise
     except Exception as error:  # a damaged file, a full disk: the attempt has ended, and its record must say so
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}; tuneyard logs {plan.run_id} has the traceback"
-        ending = Ending(t=time.time(), state="failed", exit_code=EXIT_FAILED, reason=reason)
+        ending = Ending(t=time.time(), state="failed", exit_code=EXIT_FAILED, reason=reason, cause="error")
+    if is_stale(paths, attempt.number):
+        raise Superseded
+    attempt, is_next_moved = _conclude(paths, plan, attempt, ending)
+    assert attempt.ended is not None
+    if attempt.ended.then == "requeue":
+        attempt = _requeue(paths, attempt, signals)
+    assert attempt.ended is not None
+    return attempt.ended, is_next_moved
+
+
+def _conclude(paths: RunPaths, plan: Plan, attempt: Attempt, ending: Ending) -> tuple[Attempt, bool]:
+    """The attempt with its ending and what follows, as it is written down; and whether ranks shall change places."""
+    attempt = replace(attempt, ended=replace(ending, checkpoint_step=_newest_step(paths)))
+    submission = read_submission(paths)
+    is_ours = submission is not None and submission.job_id in (None, attempt.slurm_job_id)
+    before = [other for other in read_attempts(paths) if other.number < attempt.number]
+    if submission is not None:
+        before = [other for other in before if other.belongs_to(submission)]
+    decision = decide(
+        [*before, attempt],
+        max_attempts=plan.spec.recovery.max_attempts,
+        can_requeue=is_ours and attempt.slurm_job_id is not None,
+        are_nodes_well=attempt.slurm_job_id is None or ending.state != "failed" or not list_sick(attempt.nodes),
+    )
+    ending = replace(
+        attempt.ended or ending,
+        then=decision.then,
+        exit_code=decision.exit_code,
+        reason=decision.reason,
+        excluded=list(decision.excluded),
+    )
+    attempt = replace(attempt, ended=ending)
+    _write_down(paths, plan, attempt, ending)
+    return attempt, decision.is_moved
+
+
+def _write_down(paths: RunPaths, plan: Plan, attempt: Attempt, ending: Ending) -> None:
     # Tokens first: once the record is there the run may be handed over anew, with tokens for that.
-    if ending.state != "interrupted":  # Slurm may requeue an interrupted run, which then needs its tokens again
+    if ending.then == "stop":
         paths.secrets.unlink(missing_ok=True)
-    if ending.state in ("failed", "cancelled"):
+    if ending.then == "stop" and ending.state in ("failed", "cancelled"):
         for later in _later_stages(paths, plan):  # they will not start, and `tuneyard retry` writes theirs anew
             later.secrets.unlink(missing_ok=True)
-    replace(attempt, ended=ending).save(paths)
-    print(f"attempt {number} {ending.state}: {ending.reason}", flush=True)
+    attempt.save(paths)
+    print(f"attempt {attempt.number} {ending.state}: {ending.reason}", flush=True)
+    if ending.hint:
+        print(f"hint: {ending.hint}", flush=True)
     for line in ending.log:
         print(f"  | {line}", flush=True)
-    exporter.finish()
-    return ending.exit_code
+    print({"stop": "the run ends", "restart": "starts again here", "requeue": "is requeued"}[ending.then], flush=True)
+
+
+def _requeue(paths: RunPaths, attempt: Attempt, signals: Signals) -> Attempt:
+    """Put the job back into the queue; returns the attempt, whose ending says so where Slurm refuses."""
+    ending = attempt.ended
+    assert ending is not None
+    assert attempt.slurm_job_id is not None
+    signals.has_come = False
+    try:
+        requeue(
+            attempt.slurm_job_id,
+            attempt.slurm_restart_count,
+            ending.excluded,
+            lambda: signals.has_come or is_stale(paths, attempt.number),
+        )
+    except JobError as error:
+        print(str(error), flush=True)
+        attempt = replace(attempt, ended=replace(ending, then="stop", reason=f"{ending.reason}; {error}"))
+        attempt.save(paths)
+    return attempt
+
+
+def _newest_step(paths: RunPaths) -> int:
+    """The step of the newest checkpoint, whole as far as its manifest is there: 0 where there is none."""
+    return max((read_step(path) for path in paths.published() if (path / MANIFEST).is_file()), default=0)
 
 
 def _later_stages(paths: RunPaths, plan: Plan) -> list[RunPaths]:
@@ -133,65 +220,6 @@ def _later_stages(paths: RunPaths, plan: Plan) -> list[RunPaths]:
         return []
     names, name = [stage.root.name for stage in stages], plan.run_id.rpartition("/")[2]
     return stages[names.index(name) + 1 :] if name in names else []
-
-
-def _watch(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks, signals: _Signals) -> Ending:
-    print(f"attempt {attempt.number}: {plan.topology.world_size} ranks on {' '.join(attempt.nodes)}", flush=True)
-    while ranks.poll() is None and not signals.has_come:
-        time.sleep(POLL_SECONDS)
-    if not signals.has_come and any(end.code == -signal.SIGTERM for end in ranks.exits()):
-        # Slurm ends the steps of a job and its batch script at once; ours may come a moment later.
-        time.sleep(OWN_SIGNAL_SECONDS)
-    if signals.has_come and not paths.completion.exists():
-        ranks.stop()
-        return _ending_by_signal(paths)
-    while ranks.poll() is None:  # the record is there: let the ranks leave
-        time.sleep(POLL_SECONDS)
-    return _judge(paths, plan, attempt, ranks)
-
-
-def _judge(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks) -> Ending:
-    """Completed means all ranks ended with 0 *and* the completion record is there; a rank that leaves early with 0
-    is a failure. Of a script nothing but the exit codes says that it is done."""
-    if ranks.poll() == 0 and plan.spec.stage == "script":
-        complete(plan, paths, attempt.number)
-    if ranks.poll() == 0 and paths.completion.exists():
-        return Ending(t=time.time(), state="completed", exit_code=EXIT_OK, reason="all ranks finished")
-    first = explain(paths, attempt, ranks.exits())
-    return Ending(
-        t=time.time(),
-        state="failed",
-        exit_code=EXIT_FAILED,
-        reason=first.reason,
-        rank=first.rank,
-        node=first.node,
-        log=first.log,
-    )
-
-
-def _ending_by_signal(paths: RunPaths) -> Ending:
-    if paths.cancelled.exists():
-        return Ending(t=time.time(), state="cancelled", exit_code=EXIT_FAILED, reason="cancelled by the user")
-    return Ending(
-        t=time.time(),
-        state="interrupted",
-        exit_code=EXIT_FAILED,
-        reason="ended from outside (SIGTERM): cancelled in the scheduler, preempted, or over its time limit",
-    )
-
-
-@contextmanager
-def _handled_signals() -> Iterator[_Signals]:
-    """Take SIGTERM and SIGINT over the handlers that submitit set: those would requeue the job beside us."""
-    signals = _Signals()
-    saved = {name: signal.signal(name, signals.take) for name in (signal.SIGTERM, signal.SIGINT)}
-    # A warning for the ranks; Slurm sends it to every step, and submitit's handler would requeue the job.
-    saved[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    try:
-        yield signals
-    finally:
-        for name, handler in saved.items():
-            signal.signal(name, handler)
 
 
 @contextmanager

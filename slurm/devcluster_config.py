@@ -159,10 +159,10 @@ AccountingStorageTRES=gres/gpu
 
 GresTypes=gpu
 NodeName=n[0-{last}] NodeAddr={addresses} {hardware}
-# `scontrol update partitionname=low gracetime=0` makes preemption immediate until slurmctld restarts.
 PartitionName=DEFAULT Nodes=n[0-{last}] State=UP DefaultTime=01:00:00 MaxTime=1-00:00:00 PreemptMode=OFF
 PartitionName=main Default=YES PriorityTier=2
 PartitionName=low  PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
+PartitionName=spot PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
 PartitionName=high PriorityTier=3
 """
 

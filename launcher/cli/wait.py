@@ -3,7 +3,7 @@
 import sys
 import time
 
-from launcher.contract.attempt import read_attempts
+from launcher.contract.attempt import EXIT_FAILED, EXIT_NO_PROGRESS, read_attempts
 from launcher.contract.ledger import merge_metrics, read_run
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
@@ -58,4 +58,4 @@ def _end(plan: Plan, paths: RunPaths, state: str) -> int:
     for line in ending.log if ending else []:
         print(f"  | {line}", file=sys.stderr)
     print(f"logs: tuneyard logs {plan.run_id}", file=sys.stderr)
-    return 1
+    return EXIT_NO_PROGRESS if ending is not None and ending.exit_code == EXIT_NO_PROGRESS else EXIT_FAILED

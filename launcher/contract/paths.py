@@ -108,6 +108,10 @@ class RunPaths:
         """What a failing rank wrote of its exception: t, rank, node, type, message, traceback."""
         return self.logs(number) / f"rank{rank}.error.json"
 
+    def rank_stack(self, number: int, rank: int) -> Path:
+        """Where a rank's main thread was when the supervisor asked: lines of a traceback."""
+        return self.logs(number) / f"rank{rank}.stack.txt"
+
     @property
     def heartbeats(self) -> Path:
         return self.root / "heartbeat"

@@ -171,6 +171,23 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """What is tried when an attempt fails; preemptions, time limits and lost nodes have budgets of their own."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    max_attempts: int = _key(
+        3, "Attempts that may fail in a row without a newer checkpoint; 1: a failure is final.", ge=1, le=100
+    )
+    hang_seconds: int | None = _key(
+        600,
+        "Seconds without a micro batch or an evaluation batch after which the ranks count as hung; loading and saving "
+        "have two hours; null: never. Scripts are not watched.",
+        ge=10,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tracking:
     """Where metrics go beside the run's own ledger."""
 
@@ -277,6 +294,7 @@ class Spec:
     train: Train = _key(Train(), "Batch, optimizer, schedule, and when to save.")
     parallel: Parallel = _key(Parallel(), "How the ranks share the model.")
     resources: Resources = _key(Resources(), "What is asked of the cluster.")
+    recovery: Recovery = _key(Recovery(), "What is tried when an attempt fails.")
     tracking: Tracking = _key(Tracking(), "Where metrics go beside the run's own ledger.")
     reward: Reward = _key(Reward(), "Settings of the reward stage.")
     dpo: Dpo = _key(Dpo(), "Settings of the dpo stage.")

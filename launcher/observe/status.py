@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from launcher.contract.attempt import Attempt, Ending, read_attempts
 from launcher.contract.files import DAMAGE
 from launcher.contract.heartbeat import read_heartbeats
-from launcher.contract.paths import RunPaths, read_step
+from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 from launcher.contract.process import is_running
 from launcher.contract.submission import Submission, read_submission
@@ -131,9 +130,12 @@ def _judge(this: _HandOver, job: JobView | None, before: _HandOver | None, paren
     state, reason = decide(
         is_complete=paths.completion.exists(), is_cancelled=is_cancelled, submission=submission, last=last, job=job
     )
+    if state in ("pending", "running") and submission and (before_this := _tell_before(attempts, submission)):
+        # Beside what Slurm says of a job that waits once more (BeginTime, Resources).
+        reason = before_this + (f"; waits in the queue ({reason})" if state == "pending" and reason else "")
     if this.unsettled and not paths.completion.exists():
         state, reason = "unknown", this.unsettled
-    has_started = state == "completed" or (last and submission and _belongs(last, submission))
+    has_started = state == "completed" or (last and submission and last.belongs_to(submission))
     if before is not None and parent is not None and not has_started:
         earlier = before.submission
         state, reason = decide_waiting(
@@ -148,7 +150,7 @@ def _judge(this: _HandOver, job: JobView | None, before: _HandOver | None, paren
     # An older attempt may have been further, or have had more ranks.
     beats = [beat.step for beat in read_heartbeats(paths) if last is not None and beat.attempt == last.number]
     # Its ranks beat with step 0 until they have read the checkpoint that they start from.
-    begun = read_step(Path(last.resumed_from)) if last is not None and last.resumed_from else 0
+    begun = last.first_step if last is not None else 0
     return Status(
         run_id=plan.run_id,
         run_dir=str(paths.root),
@@ -190,10 +192,10 @@ def decide(
         return "completed", None
     if submission is None:
         return "pending", "planned, not submitted"
-    ending = last.ended if last is not None and _belongs(last, submission) else None
-    if ending is not None and ending.state != "interrupted":
+    ending = last.ended if last is not None and last.belongs_to(submission) else None
+    if ending is not None and ending.state != "interrupted" and ending.then == "stop":
         # Completed without the record in sight: a network file system shows it a little later.
-        return ending.state, None if ending.state == "completed" else ending.reason
+        return ending.state, None if ending.state == "completed" else _tell(ending)
     if submission.job_id is None and submission.pid is None and is_cancelled:
         return "cancelled", "cancelled by the user"  # a claim that nothing came of; cancel has made sure
     if submission.scheduler == "local":
@@ -247,14 +249,19 @@ def decide_waiting(
     return state, reason
 
 
-def _belongs(attempt: Attempt, submission: Submission) -> bool:
-    """Whether ``attempt`` is of this hand-over and not of one before it."""
-    if submission.scheduler == "slurm":
-        return attempt.slurm_job_id == submission.job_id
-    return attempt.started >= submission.t
+def _tell(ending: Ending) -> str:
+    return ending.reason + (f"\nhint: {ending.hint}" if ending.hint else "")
+
+
+def _tell_before(attempts: Sequence[Attempt], submission: Submission) -> str | None:
+    """How the last attempt of this hand-over ended that has ended: why the run is at a later one, or waits."""
+    ended = [attempt for attempt in attempts if attempt.belongs_to(submission) and attempt.ended is not None]
+    if not ended or ended[-1].ended is None:
+        return None
+    return f"attempt {ended[-1].number} {ended[-1].ended.state}: {ended[-1].ended.reason}"
 
 
 def _ended(ending: Ending | None, is_cancelled: bool, otherwise: str) -> tuple[str, str | None]:
     if is_cancelled:
         return "cancelled", "cancelled by the user"
-    return "failed", ending.reason if ending is not None else otherwise
+    return "failed", _tell(ending) if ending is not None else otherwise

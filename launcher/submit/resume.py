@@ -27,7 +27,7 @@ from .intent import claim, keep, make_intent, settle
 from .prepare import render_all, resolve_cluster
 from .submit import hand_over, undone_unless_handed_over
 
-FREE_SECTIONS = ("resources", "tracking", "cluster")
+FREE_SECTIONS = ("resources", "recovery", "tracking", "cluster")
 """What may differ when a run goes on; of ``train`` the keys below."""
 FREE_SCRIPT_KEYS = ("args",)
 """What an argument means is between the user and the script; the file is the copy that the run began with."""

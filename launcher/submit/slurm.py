@@ -33,6 +33,8 @@ PATIENCE_SECONDS = 90.0
 PAUSES = (2.0, 4.0, 8.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0)
 """Seconds between two tries while slurmctld is away; a restart of it takes less than a minute."""
 PICKLE = "supervisor.pkl"
+SHORT_SIGNAL_SECONDS = 15
+"""Of each minute of a limit too short for that: Slurm looks every 30 s and would warn such a job as it starts."""
 
 
 def job_script(plan: Plan, paths: RunPaths, after: str | None = None) -> str:
@@ -191,7 +193,7 @@ def _parameters(plan: Plan, paths: RunPaths, after: str | None) -> dict[str, Any
         "account": asked.account or profile.account,
         "qos": asked.qos,
         "constraint": asked.constraint,
-        "signal_delay_s": SIGNAL_SECONDS,
+        "signal_delay_s": min(SIGNAL_SECONDS, SHORT_SIGNAL_SECONDS * topology.time_minutes),
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's default, "submitit", is refused where workload keys are checked
         "setup": [*setup_lines(plan, paths), *_pickle_lines(paths)],

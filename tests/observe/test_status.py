@@ -30,6 +30,28 @@ def _decide(**changes: object) -> tuple[str, str | None]:
     return decide(**{**given, **changes})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("state", "then"), [("failed", "restart"), ("failed", "requeue"), ("interrupted", "requeue")])
+def test_an_attempt_that_another_follows_is_no_end_of_the_run(state: str, then: str) -> None:
+    assert FAILED.ended is not None
+    last = dataclasses.replace(FAILED, ended=dataclasses.replace(FAILED.ended, state=state, then=then))  # type: ignore[arg-type]
+    assert _decide(job=JobView("RUNNING", None), last=last)[0] == "running"
+    assert _decide(job=JobView("PENDING", "BeginTime"), last=last)[0] == "pending"
+    assert _decide(job=None, last=last)[0] == "unknown"
+    assert _decide(job=JobView("CANCELLED", None), last=last)[0] == "cancelled"
+
+
+def test_why_a_run_is_at_a_later_attempt_is_told_while_it_goes_on(tmp_path: Path) -> None:
+    (paths,) = make_pipeline(tmp_path, "sft")
+    hand_over(paths, t=1.0, pid=os.getpid())
+    assert FAILED.ended is not None
+    ended = dataclasses.replace(FAILED.ended, then="restart")
+    dataclasses.replace(FAILED, slurm_job_id=None, ended=ended).save(paths)
+    dataclasses.replace(GOING, number=2, slurm_job_id=None).save(paths)
+    status = read_status(paths)
+    assert (status.state, status.attempt) == ("running", 2)
+    assert status.reason == "attempt 1 failed: rank 1 on n0: ValueError: x"
+
+
 def test_silence_of_the_scheduler_is_unknown_never_an_end() -> None:
     state, reason = _decide(last=GOING)
     assert state == "unknown"

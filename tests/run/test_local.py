@@ -20,7 +20,7 @@ from .conftest import write_profile
 
 pytestmark = pytest.mark.ranks
 
-LOCAL = ["resources.nodes=1", "train.micro_batch=4", "tracking.wandb=disabled"]
+LOCAL = ["resources.nodes=1", "train.micro_batch=4", "tracking.wandb=disabled", "recovery.max_attempts=1"]
 
 
 def _paths(done: "subprocess.CompletedProcess[str]") -> RunPaths:
@@ -49,10 +49,21 @@ def test_a_bad_rank_fails_the_run_and_the_others_end(tuneyard: Tuneyard, spec: P
     assert f"rank{fault[0]}.log" in log.stderr  # the failing rank's log comes first
 
 
+def test_a_rank_that_dies_once_is_started_again(tuneyard: Tuneyard, spec: Path) -> None:
+    profile = write_profile(tuneyard.folder, scheduler="local", fault="1 evaluate 4 kill 1")
+    done = tuneyard(
+        "submit", str(spec), *LOCAL, "recovery.max_attempts=3", "--cluster", str(profile), "--wait", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = read_attempts(_paths(done))
+    assert first.ended is not None
+    assert (first.ended.then, second.resumed_from) == ("restart", "checkpoints/a01/step-000002")
+    assert "running: attempt 1 failed: rank 1" in done.stderr
+
+
 def test_a_rank_that_leaves_early_with_exit_code_0_fails_the_run(tuneyard: Tuneyard, spec: Path) -> None:
     profile = write_profile(tuneyard.folder, scheduler="local", fault="0 import 0 leave")
-    one = ["resources.nodes=1", "resources.gpus_per_node=1", "train.micro_batch=4", "tracking.wandb=disabled"]
-    done = tuneyard("submit", str(spec), *one, "--cluster", str(profile), "--wait")
+    done = tuneyard("submit", str(spec), *LOCAL, "resources.gpus_per_node=1", "--cluster", str(profile), "--wait")
     assert done.returncode == 1
     assert "without a completion record" in done.stderr
 

@@ -31,6 +31,7 @@ data: {{train: {ROWS}, format: messages, max_length: 192, eval: 0.02}}
 train: {{max_steps: 2, micro_batch: 4, global_batch: 8, save_every_steps: 1, eval_every_steps: 1, learning_rate: 1e-3}}
 resources: {{nodes: 1, gpus_per_node: 1, time: 10m}}
 tracking: {{wandb: disabled}}
+recovery: {{max_attempts: 1}}
 stages:
   first: {{}}
   second:

@@ -54,6 +54,6 @@ def test_a_run_that_never_started_can_be_resumed(tuneyard: Tuneyard, spec: Path)
     assert failed.returncode == 1
     assert "/nonexistent/python" in tuneyard("logs", "last").stdout
     fault = write_profile(tuneyard.folder, scheduler="local", fault="0 import 0 raise")
-    resumed = tuneyard("resume", "last", "--cluster", str(fault), "--wait")
+    resumed = tuneyard("resume", "last", "recovery.max_attempts=1", "--cluster", str(fault), "--wait")
     assert resumed.returncode == 1
     assert "injected on purpose" in resumed.stderr

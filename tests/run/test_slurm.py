@@ -125,7 +125,7 @@ def test_a_bad_rank_fails_the_run(
     tuneyard: Tuneyard, spec: Path, devcluster: dict[str, str], fault: str, reason: str
 ) -> None:
     profile = write_profile(tuneyard.folder, scheduler="slurm", fault=fault)
-    small = ["resources.gpus_per_node=1", "train.micro_batch=4", "tracking.wandb=disabled"]
+    small = ["resources.gpus_per_node=1", "train.micro_batch=4", "tracking.wandb=disabled", "recovery.max_attempts=1"]
     done = tuneyard("submit", str(spec), *small, "--cluster", str(profile), "--wait", "--json")
     paths = _run_dir(done)
     assert done.returncode == 1, done.stderr

@@ -60,7 +60,8 @@ def test_a_run_goes_on_from_its_checkpoint_bit_by_bit(
     fault = write_profile(tuneyard.folder, scheduler="slurm", fault="3 evaluate 20 kill")
     data = [f"data.{key}={value}" for key, value in DATA[stage].items()]
     data += [f"model.quantization={quantization}", *(PPO if stage == "ppo" else [])]
-    asked = [str(spec), f"stage={stage}", *data, f"parallel.strategy={strategy}", "--cluster", str(fault)]
+    data += [f"parallel.strategy={strategy}", "recovery.max_attempts=1"]
+    asked = [str(spec), f"stage={stage}", *data, "--cluster", str(fault)]
     done = tuneyard("submit", *asked, "--wait", "--json")
     assert done.returncode == 1, done.stderr
     assert "rank 3 on" in done.stderr

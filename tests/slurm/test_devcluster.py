@@ -162,10 +162,11 @@ def test_a_time_over_the_limit_is_refused_at_once(devcluster: dict[str, str]) ->
 def test_high_may_preempt_low(devcluster: dict[str, str]) -> None:
     text = run(devcluster, "scontrol", "--oneliner", "show", "partition").stdout
     partitions = {line.split()[0].partition("=")[2]: line for line in text.splitlines()}
-    assert set(partitions) == {"main", "low", "high"}
+    assert set(partitions) == {"main", "low", "spot", "high"}
     assert "PriorityTier=1 " in partitions["low"]
     assert "PreemptMode=REQUEUE" in partitions["low"]
     assert "GraceTime=30" in partitions["low"]
+    assert "GraceTime=0" in partitions["spot"]
     assert "PriorityTier=3 " in partitions["high"]
 
 
