@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.contract.files import write_json
 from launcher.contract.manifest import list_files
 
-from .checkpoint import writing_folder
+from .checkpoint import check_newest, writing_folder
 from .errors import JobError
 from .gather import gather_trained
 from .model import name_weights
@@ -27,6 +27,7 @@ def save_final(trainer: Any, progress: Progress, metrics: dict[str, float]) -> N
 
     Raises:
         JobError: what was written differs from the live weights, or an adapter that must have moved did not.
+        StaleAttemptError: a later attempt has begun.
     """
     context = progress.context
     progress.beat("finish", now=True)
@@ -41,6 +42,7 @@ def save_final(trainer: Any, progress: Progress, metrics: dict[str, float]) -> N
         check_saved(folder, weights)
         if progress.has_moved:
             check_moved(weights)
+        check_newest(context)
         paths.completion.unlink(missing_ok=True)  # of a run that is being extended
         shutil.rmtree(paths.final, ignore_errors=True)
         os.rename(folder, paths.final)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.contract.ledger import LedgerWriter
 
+from .background import Background
 from .context import RankContext
 from .errors import JobError
 from .memory import count_live_bytes, measure_peak_gib
@@ -45,6 +46,8 @@ class Progress:
         self.order = order
         self.tokens_at = tokens_at
         self.epoch_at: Callable[[int], float] = lambda step: step * context.plan.batch.global_batch / order.rows
+        self.background = Background()
+        """What publishes this rank's checkpoints; to be waited for before the run's end, or a stop."""
         self._tokens = 0
         self._step = 0
         self._mark = time.perf_counter()
@@ -67,13 +70,19 @@ class Progress:
     def record_step(
         self, step: int, *, loss: float, learning_rate: float, grad_norm: float | None, **metrics: float
     ) -> None:
-        """One optimizer step is done; ``metrics`` are the stage's own."""
+        """One optimizer step is done; ``metrics`` are the stage's own.
+
+        Raises:
+            JobError: the loss is no number.
+            Exception: a checkpoint could not be published.
+        """
         now = time.perf_counter()
         before, self._tokens = self._tokens, self.tokens_at(step)
         tokens = self._tokens - before
         self._step = step
         self.has_moved = self.has_moved or (learning_rate > 0 and bool(grad_norm))
         self.beat("train", now=step == self.max_steps)
+        self.background.look()
         if not math.isfinite(loss):
             # Every rank has the same mean loss here, so all of them stop.
             if self.ledger is not None:

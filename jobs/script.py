@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+from jobs.checkpoint import clear_unfinished
 from jobs.context import RankContext
 from jobs.errors import JobError
 from jobs.run import Run, bind
@@ -70,6 +71,7 @@ def _start(context: RankContext, ledger: LedgerWriter | None) -> None:
         raise JobError("script: the plan names no script")
     path = folder / Path(script.path).relative_to(script.sources or Path(script.path).parent)
     if ledger is not None:
+        clear_unfinished(context)
         resumed = context.resume_from.relative_to(context.paths.root).as_posix() if context.resume_from else None
         ledger.event("started", run_id=plan.run_id, world_size=context.world_size, resumed_from=resumed)
     if plan.cluster.accelerator == "cpu" and plan.spec.parallel.strategy != "ddp":

@@ -13,7 +13,7 @@ from launcher.contract.manifest import MANIFEST
 from launcher.contract.strategies import SHARDS_WEIGHTS
 
 from .adapter import Origin
-from .checkpoint import check_resumable, writing_folder
+from .checkpoint import check_resumable, clear_unfinished, writing_folder
 from .context import RankContext
 from .data import PreparedData
 from .errors import JobError
@@ -38,6 +38,8 @@ def run_stage(context: RankContext, train: Callable[[RankContext, LedgerWriter |
     try:
         context.beat(0, "import")
         check_resumable(context)
+        if context.is_main:
+            clear_unfinished(context)
         strategy = context.plan.spec.parallel.strategy
         if context.plan.cluster.accelerator == "cpu" and strategy != "ddp":
             from . import cpu
@@ -205,7 +207,10 @@ def run_trainer(trainer: Any) -> None:
     context = progress.context
     # Dropout of each rank from a random state of its own; until here all ranks drew alike, so that weights agree.
     transformers.set_seed(context.plan.spec.train.seed + context.rank)
-    trainer.train(resume_from_checkpoint=str(context.resume_from) if context.resume_from is not None else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(context.resume_from) if context.resume_from is not None else None)
+    finally:
+        progress.background.wait()
     step = trainer.state.global_step
     metrics = progress.metrics_at(step)
     if context.resume_from is not None and not metrics:
