@@ -26,7 +26,7 @@ from jobs.lineage import await_parent, record_lineage
 from jobs.ranks import Ranks, start_ranks
 from jobs.script import complete
 from launcher.contract.attempt import EXIT_FAILED, EXIT_OK, Attempt, Ending, read_attempts
-from launcher.contract.checkpoints import newest_checkpoint
+from launcher.contract.checkpoints import choose_checkpoint
 from launcher.contract.environment import read_environment
 from launcher.contract.files import DAMAGE, make_folder
 from launcher.contract.paths import RunPaths
@@ -90,11 +90,14 @@ def _attempt(paths: RunPaths, plan: Plan, number: int, signals: _Signals) -> int
     try:
         allocation = find_allocation(plan, number)
         record_lineage(paths, plan)
-        checkpoint = newest_checkpoint(paths)
+        choice = choose_checkpoint(paths)
+        for line in choice.passed_over:
+            print(f"passed over {line}", flush=True)
         attempt = replace(
             attempt,
             nodes=allocation.nodes,
-            resumed_from=None if checkpoint is None else checkpoint.relative_to(paths.root).as_posix(),
+            resumed_from=choice.checkpoint.relative_to(paths.root).as_posix() if choice.checkpoint else None,
+            passed_over=choice.passed_over,
         )
         attempt.save(paths)
         secrets = read_environment(paths.secrets) if paths.secrets.exists() else {}
