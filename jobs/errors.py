@@ -7,3 +7,7 @@ class JobError(Exception):
 
 class StaleAttemptError(JobError):
     """A later attempt of the run has begun: what this one still does is void."""
+
+
+class RollbackError(JobError):
+    """The attempt cannot go on from where it is; the next one can, from the newest checkpoint."""

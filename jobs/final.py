@@ -11,6 +11,7 @@ from launcher.contract.manifest import list_files
 
 from .checkpoint import check_newest, writing_folder
 from .errors import JobError
+from .finite import check_finite
 from .gather import gather_trained
 from .model import name_weights
 from .progress import Progress
@@ -26,13 +27,15 @@ def save_final(trainer: Any, progress: Progress, metrics: dict[str, float]) -> N
     """Write ``final/`` from rank 0; every rank takes part.
 
     Raises:
-        JobError: what was written differs from the live weights, or an adapter that must have moved did not.
+        JobError: a weight is no number, what was written differs from the live weights, or an adapter that must have
+            moved did not.
         StaleAttemptError: a later attempt has begun.
     """
     context = progress.context
     progress.beat("finish", now=True)
     probe = run_probe(trainer)
     gathered = gather_trained(trainer, keep=context.is_main)
+    check_finite(gathered)
     if gathered is not None:
         paths = context.paths
         folder = paths.root / f".final.a{context.attempt:02d}"

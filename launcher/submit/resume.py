@@ -40,6 +40,7 @@ FREE_TRAIN_KEYS = (
     "eval_every_steps",
     "keep_last",
     "keep_best",
+    "on_nonfinite",
 )
 
 
