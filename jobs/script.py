@@ -4,6 +4,7 @@ Each rank is ``python -m jobs.rank RUN_DIR`` in the environment of ``RUN_DIR/ren
 """
 
 import atexit
+import contextlib
 import os
 import runpy
 import sys
@@ -15,6 +16,7 @@ from jobs.checkpoint import clear_unfinished
 from jobs.context import RankContext
 from jobs.errors import JobError
 from jobs.run import Run, bind
+from jobs.storage import name_faults
 from launcher.contract.files import make_folder, write_json
 from launcher.contract.heartbeat import read_heartbeats
 from launcher.contract.ledger import LedgerWriter
@@ -34,10 +36,12 @@ def main(context: RankContext) -> None:
     run = Run(context, ledger)
     bind(run)
     try:
-        _start(context, ledger)
+        with name_faults(context):
+            _start(context, ledger)
     except BaseException as error:
         if ledger is not None:
-            ledger.event("failed", reason=str(error) or type(error).__name__, type=type(error).__name__)
+            with contextlib.suppress(OSError):  # it may be the cause
+                ledger.event("failed", reason=str(error) or type(error).__name__, type=type(error).__name__)
         raise
     context.beat(run.step, "done")
     if ledger is not None:

@@ -1,5 +1,6 @@
 """What all stages do alike: the frame of a run, its length, the trainer's arguments, the weights, start and end."""
 
+import contextlib
 import logging
 import math
 import os
@@ -20,6 +21,7 @@ from .errors import JobError
 from .model import Task
 from .order import RowOrder
 from .progress import Progress
+from .storage import name_faults
 
 LISTED = 1000
 """Skipped rows that the ledger lists; all are counted."""
@@ -36,25 +38,27 @@ def run_stage(context: RankContext, train: Callable[[RankContext, LedgerWriter |
     """
     ledger = LedgerWriter(context.paths.ledger(context.attempt), context.attempt) if context.is_main else None
     try:
-        context.beat(0, "import")
-        check_resumable(context)
-        if context.is_main:
-            clear_unfinished(context)
-        strategy = context.plan.spec.parallel.strategy
-        if context.plan.cluster.accelerator == "cpu" and strategy != "ddp":
-            from . import cpu
+        with name_faults(context):
+            context.beat(0, "import")
+            check_resumable(context)
+            if context.is_main:
+                clear_unfinished(context)
+            strategy = context.plan.spec.parallel.strategy
+            if context.plan.cluster.accelerator == "cpu" and strategy != "ddp":
+                from . import cpu
 
-            cpu.enable(strategy, context.plan.topology.ranks_per_node)
-        hush_missing_kernel()
-        import datasets
-        import transformers
+                cpu.enable(strategy, context.plan.topology.ranks_per_node)
+            hush_missing_kernel()
+            import datasets
+            import transformers
 
-        datasets.disable_progress_bars()
-        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        train(context, ledger)
+            datasets.disable_progress_bars()
+            transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+            train(context, ledger)
     except Exception as error:
         if ledger is not None:
-            ledger.event("failed", reason=str(error) or type(error).__name__, type=type(error).__name__)
+            with contextlib.suppress(OSError):  # it may be the cause
+                ledger.event("failed", reason=str(error) or type(error).__name__, type=type(error).__name__)
         raise
     finally:
         if ledger is not None:
