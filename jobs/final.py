@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from launcher.contract.files import write_json
 from launcher.contract.manifest import list_files
 
-from .checkpoint import writing_folder
+from .checkpoint import check_newest, writing_folder
 from .errors import JobError
+from .finite import check_finite
 from .gather import gather_trained
 from .model import name_weights
 from .progress import Progress
@@ -26,12 +27,15 @@ def save_final(trainer: Any, progress: Progress, metrics: dict[str, float]) -> N
     """Write ``final/`` from rank 0; every rank takes part.
 
     Raises:
-        JobError: what was written differs from the live weights, or an adapter that must have moved did not.
+        JobError: a weight is no number, what was written differs from the live weights, or an adapter that must have
+            moved did not.
+        StaleAttemptError: a later attempt has begun.
     """
     context = progress.context
     progress.beat("finish", now=True)
     probe = run_probe(trainer)
     gathered = gather_trained(trainer, keep=context.is_main)
+    check_finite(gathered)
     if gathered is not None:
         paths = context.paths
         folder = paths.root / f".final.a{context.attempt:02d}"
@@ -41,7 +45,7 @@ def save_final(trainer: Any, progress: Progress, metrics: dict[str, float]) -> N
         check_saved(folder, weights)
         if progress.has_moved:
             check_moved(weights)
-        context.leave_if_stale()
+        check_newest(context)
         paths.completion.unlink(missing_ok=True)  # of a run that is being extended
         shutil.rmtree(paths.final, ignore_errors=True)
         os.rename(folder, paths.final)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.errors import JobError
-from launcher.contract.checkpoints import best_checkpoint, newest_checkpoint
+from launcher.contract.checkpoints import best_checkpoint, list_checkpoints, newest_checkpoint
 from launcher.contract.files import VISIBLE_SECONDS, read_json
 from launcher.contract.lineage import Lineage, Parent, list_references, read_lineage
 from launcher.contract.manifest import MANIFEST, find_changes, hash_file
@@ -64,7 +64,7 @@ def record_lineage(paths: RunPaths, plan: Plan) -> None:
             what this run is made from.
     """
     references = list_references(to_value(plan.spec))
-    has_checkpoint = any((folder / MANIFEST).is_file() for folder in paths.published())
+    has_checkpoint = any((folder / MANIFEST).is_file() for folder in list_checkpoints(paths))
     if has_checkpoint and (before := read_lineage(paths)) is not None:
         made_from = {parent.reference: parent for parent in before.parents}
         for reference in references:
@@ -109,7 +109,7 @@ def _find_parent(paths: RunPaths, reference: str) -> Parent:
     if kind == "best" and metric is None:
         raise JobError(f"{reference}: the stage {stage} has train.keep_best: null, so none of its checkpoints is best")
     folder = best_checkpoint(parent, metric) if metric is not None and kind != "last" else None
-    if kind == "best" and folder is None and parent.published():
+    if kind == "best" and folder is None and list_checkpoints(parent):
         raise JobError(
             f"{reference}: no whole checkpoint of the stage {stage} has {metric}, its train.keep_best; "
             f"write ${{stages.{stage}.checkpoint.last}}, or keep_best: a metric that its checkpoints have"

@@ -59,7 +59,7 @@ class PairTrainer(RunTrainer):
             told = {f"{stage}/{name}": value for name, value in self.summarize(chosen, rejected).items()}
             logs |= {name: told[name] for name in self.METRICS}
             self._step_rewards = []
-        super().log(logs, start_time)  # type: ignore[misc]
+        super().log(logs, start_time)
 
     def measure(self) -> Metrics:
         import torch

@@ -116,7 +116,7 @@ class PpoTrainer(RunTrainer):
             self._told = {}
             if self.ppo.stop_kl is not None and logs["ppo/approx_kl"] > self.ppo.stop_kl:
                 self.rollout = None
-        super().log(logs, start_time)  # type: ignore[misc]
+        super().log(logs, start_time)
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Two groups of parameters: the policy's and the critic's, each with its own peak learning rate."""

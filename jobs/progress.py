@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from launcher.contract.ledger import LedgerWriter
 
+from .background import Background
 from .context import RankContext
-from .errors import JobError
+from .finite import LossWatch
 from .memory import count_live_bytes, measure_peak_gib
 from .order import RowOrder
 from .stop import agree
@@ -48,6 +49,9 @@ class Progress:
         self.order = order
         self.tokens_at = tokens_at
         self.epoch_at: Callable[[int], float] = lambda step: step * context.plan.batch.global_batch / order.rows
+        self.background = Background()
+        """What publishes this rank's checkpoints; to be waited for before the run's end, or a stop."""
+        self._watch = LossWatch(context.plan.spec.train.on_nonfinite, ledger)
         self._tokens = 0
         self._step = 0
         self._mark = time.perf_counter()
@@ -70,27 +74,26 @@ class Progress:
     def record_step(
         self, step: int, *, loss: float, learning_rate: float, grad_norm: float | None, **metrics: float
     ) -> None:
-        """One optimizer step is done; ``metrics`` are the stage's own."""
+        """One optimizer step is done; ``metrics`` are the stage's own.
+
+        Raises:
+            JobError: as :meth:`jobs.finite.LossWatch.judge` does.
+            Exception: a checkpoint could not be published.
+        """
         now = time.perf_counter()
         before, self._tokens = self._tokens, self.tokens_at(step)
         tokens = self._tokens - before
         self._step = step
-        self.has_moved = self.has_moved or (learning_rate > 0 and bool(grad_norm))
         self.beat("train", now=step == self.max_steps)
-        if not math.isfinite(loss):
-            # Every rank has the same mean loss here, so all of them stop.
-            if self.ledger is not None:
-                self.ledger.event("nan", step=step, loss=str(loss), learning_rate=learning_rate)
-            raise JobError(f"the loss is {loss} at step {step}; a smaller train.learning_rate may help")
+        self.background.look()
+        is_taken = self._watch.judge(step, loss, grad_norm)
+        self.has_moved = self.has_moved or (is_taken and learning_rate > 0 and bool(grad_norm))
         if self.ledger is not None:
             rate = tokens / max(now - self._mark, 1e-9)
             self._print(step, f"loss {loss:.4f}  rate {learning_rate:.3g}  {rate:.0f} tokens/s")
             self.ledger.metric(
                 step,
-                loss=loss,
-                learning_rate=learning_rate,
-                grad_norm=grad_norm if grad_norm is not None and math.isfinite(grad_norm) else None,
-                **metrics,
+                **_keep_finite({"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm, **metrics}),
                 epoch=self.epoch_at(step),
                 tokens=self._tokens,
                 tokens_per_s=round(rate, 2),
@@ -114,6 +117,7 @@ class Progress:
 
     def record_evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """An evaluation is done; its time does not count as training."""
+        metrics = _keep_finite(metrics)
         self.last_eval_step, self.last_metrics = step, metrics
         seconds = round(time.perf_counter() - self._eval_started, 3)
         if self.ledger is not None and metrics:
@@ -206,3 +210,8 @@ def _make_callback(progress: Progress, metrics: tuple[str, ...]) -> "TrainerCall
 
 def _is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
+
+
+def _keep_finite(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """Without what is no number: JSON has no word for it, and no checkpoint is best by it."""
+    return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}

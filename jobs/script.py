@@ -4,6 +4,7 @@ Each rank is ``python -m jobs.rank RUN_DIR`` in the environment of ``RUN_DIR/ren
 """
 
 import atexit
+import contextlib
 import os
 import runpy
 import sys
@@ -11,10 +12,12 @@ import threading
 import time
 from pathlib import Path
 
+from jobs.checkpoint import clear_unfinished
 from jobs.context import RankContext
 from jobs.errors import JobError
 from jobs.run import Run, bind
 from jobs.stop import Stopped, hold
+from jobs.storage import name_faults
 from launcher.contract.files import make_folder, write_json
 from launcher.contract.heartbeat import read_heartbeats
 from launcher.contract.ledger import LedgerWriter
@@ -34,14 +37,16 @@ def main(context: RankContext) -> None:
     run = Run(context, ledger)
     bind(run)
     try:
-        _start(context, ledger)
+        with name_faults(context):
+            _start(context, ledger)
     except Stopped:
         if ledger is not None:
             ledger.event("stop_requested", step=run.step)
         raise
     except BaseException as error:
         if ledger is not None:
-            ledger.event("failed", reason=str(error) or type(error).__name__, type=type(error).__name__)
+            with contextlib.suppress(OSError):  # it may be the cause
+                ledger.event("failed", reason=str(error) or type(error).__name__, type=type(error).__name__)
         raise
     context.beat(run.step, "done")
     if ledger is not None:
@@ -75,6 +80,7 @@ def _start(context: RankContext, ledger: LedgerWriter | None) -> None:
         raise JobError("script: the plan names no script")
     path = folder / Path(script.path).relative_to(script.sources or Path(script.path).parent)
     if ledger is not None:
+        clear_unfinished(context)
         resumed = context.resume_from.relative_to(context.paths.root).as_posix() if context.resume_from else None
         ledger.event("started", run_id=plan.run_id, world_size=context.world_size, resumed_from=resumed)
     if plan.cluster.accelerator == "cpu" and plan.spec.parallel.strategy != "ddp":

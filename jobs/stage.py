@@ -1,5 +1,6 @@
 """What all stages do alike: the frame of a run, its length, the trainer's arguments, the weights, start and end."""
 
+import contextlib
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ from launcher.contract.spec import Model
 from launcher.contract.strategies import SHARDS_WEIGHTS
 
 from .adapter import Origin, find_origin
-from .checkpoint import check_resumable, writing_folder
+from .checkpoint import check_resumable, clear_unfinished, writing_folder
 from .context import RankContext
 from .data import PreparedData
 from .errors import JobError
@@ -24,6 +25,7 @@ from .model import Task
 from .order import RowOrder
 from .progress import Progress
 from .stop import Stopped
+from .storage import name_faults
 
 if TYPE_CHECKING:
     import torch
@@ -43,23 +45,27 @@ def run_stage(context: RankContext, train: Callable[[RankContext, LedgerWriter |
     """
     ledger = LedgerWriter(context.paths.ledger(context.attempt), context.attempt) if context.is_main else None
     try:
-        context.beat(0, "import")
-        check_resumable(context)
-        strategy = context.plan.spec.parallel.strategy
-        if context.plan.cluster.accelerator == "cpu" and strategy != "ddp":
-            from . import cpu
+        with name_faults(context):
+            context.beat(0, "import")
+            check_resumable(context)
+            if context.is_main:
+                clear_unfinished(context)
+            strategy = context.plan.spec.parallel.strategy
+            if context.plan.cluster.accelerator == "cpu" and strategy != "ddp":
+                from . import cpu
 
-            cpu.enable(strategy, context.plan.topology.ranks_per_node)
-        hush_missing_kernel()
-        import datasets
-        import transformers
+                cpu.enable(strategy, context.plan.topology.ranks_per_node)
+            hush_missing_kernel()
+            import datasets
+            import transformers
 
-        datasets.disable_progress_bars()
-        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        train(context, ledger)
+            datasets.disable_progress_bars()
+            transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+            train(context, ledger)
     except Exception as error:
         if ledger is not None:
-            ledger.event("failed", reason=str(error) or type(error).__name__, type=type(error).__name__)
+            with contextlib.suppress(OSError):  # it may be the cause
+                ledger.event("failed", reason=str(error) or type(error).__name__, type=type(error).__name__)
         raise
     finally:
         if ledger is not None:
@@ -246,7 +252,10 @@ def run_trainer(trainer: Any) -> None:
     context = progress.context
     # Dropout of each rank from a random state of its own; until here all ranks drew alike, so that weights agree.
     transformers.set_seed(context.plan.spec.train.seed + context.rank)
-    trainer.train(resume_from_checkpoint=str(context.resume_from) if context.resume_from is not None else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(context.resume_from) if context.resume_from is not None else None)
+    finally:
+        progress.background.wait()
     if progress.is_stopped:
         trainer.accelerator.wait_for_everyone()  # the first rank to leave ends the step, and rank 0 may still publish
         raise Stopped

@@ -27,7 +27,7 @@ from jobs.scheduler import list_sick, requeue
 from jobs.signals import Signals, handled_signals
 from jobs.watch import Superseded, watch
 from launcher.contract.attempt import EXIT_FAILED, EXIT_OK, Attempt, Ending, is_stale, read_attempts
-from launcher.contract.checkpoints import newest_checkpoint
+from launcher.contract.checkpoints import choose_checkpoint
 from launcher.contract.environment import read_environment
 from launcher.contract.files import DAMAGE, make_folder
 from launcher.contract.manifest import MANIFEST
@@ -111,12 +111,15 @@ def _attempt(
     try:
         allocation = find_allocation(plan, attempt.number)
         record_lineage(paths, plan)
-        checkpoint = newest_checkpoint(paths)
+        choice = choose_checkpoint(paths)
+        for line in choice.passed_over:
+            print(f"passed over {line}", flush=True)
         nodes = allocation.nodes
         attempt = replace(
             attempt,
             nodes=[*nodes[1:], nodes[0]] if is_moved else nodes,
-            resumed_from=None if checkpoint is None else checkpoint.relative_to(paths.root).as_posix(),
+            resumed_from=choice.checkpoint.relative_to(paths.root).as_posix() if choice.checkpoint else None,
+            passed_over=choice.passed_over,
         )
         attempt.save(paths)
         secrets = read_environment(paths.secrets) if paths.secrets.exists() else {}

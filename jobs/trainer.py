@@ -1,11 +1,13 @@
 """What every stage adds to a TRL trainer: our data order, proof of strategy, checkpoints, evaluation of all rows."""
 
+import math
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import checkpoint, proof
 from .adapter import cast_trainable
+from .finite import check_finite, skips
 from .gather import gather_trained
 from .model import save_weights
 from .order import RowOrder
@@ -105,6 +107,30 @@ class RunTrainer:
         for group, settings, rate in zip(groups, self._settings, scheduler._last_lr, strict=True):
             group.update(settings, lr=rate)
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The gradient norm of all ranks, just before the optimizer's step; that step is left out where the norm is no
+        number and train.on_nonfinite says skip.
+
+        Optimizers leave alone a weight without gradient, and its state. DeepSpeed has left the step out itself by then
+        (0.19, zero/stage3.py and stage_1_and_2.py, step), and transformers 5.23 the schedule's, which is the steps'.
+        """
+        trainer: Any = self
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+        if skips(self.progress.context.plan.spec.train) and norm is not None and not math.isfinite(norm):
+            if trainer.accelerator.optimizer_step_was_skipped:
+                trainer.lr_scheduler.step()
+            else:
+                model.zero_grad()
+        return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As transformers does it; a sum of losses that has become NaN would stay so (5.23, _maybe_log_save_evaluate,
+        subtracts it from itself)."""
+        trainer: Any = self
+        if not math.isfinite(logs.get("loss", 0.0)):
+            trainer._tr_loss.zero_()
+        super().log(logs, start_time)  # type: ignore[misc]
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         from transformers import Trainer
 
@@ -120,9 +146,13 @@ class RunTrainer:
         """The whole trained weights and the tokenizer, from one rank: later stages start from them.
 
         transformers 5.23 writes none under FSDP's SHARDED_STATE_DICT, and gathers frozen weights under ZeRO-2.
+
+        Raises:
+            JobError: a weight is no number.
         """
         trainer: Any = self
         weights = gather_trained(trainer, keep=trainer.args.should_save)
+        check_finite(weights)
         if weights is not None:
             self.write_weights(Path(output_dir or trainer.args.output_dir), weights)
 

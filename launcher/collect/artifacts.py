@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.contract.checkpoints import list_checkpoints
 from launcher.contract.manifest import MANIFEST, hash_file
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
@@ -36,8 +37,9 @@ def list_artifacts(paths: RunPaths, plan: Plan) -> list[ArtifactFiles]:
         final = {path.relative_to(paths.final).as_posix(): path for path in paths.final.rglob("*") if path.is_file()}
         found.append(_fingerprint(f"{head}-final", "model", final, is_stable=True))
     manifests = {
-        f"{file.parent.parent.name}/{file.parent.name}/{MANIFEST}": file
-        for file in paths.checkpoints.glob(f"a*/step-*/{MANIFEST}")
+        f"{folder.parent.name}/{folder.name}/{MANIFEST}": folder / MANIFEST
+        for folder in list_checkpoints(paths)
+        if (folder / MANIFEST).is_file()
     }
     if manifests:
         found.append(_fingerprint(f"{head}-manifests", "checkpoint-manifests", manifests, is_stable=False))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from launcher.contract.attempt import Attempt, read_attempts
-from launcher.contract.files import read_json, write_json
+from launcher.contract.checkpoints import list_checkpoints
+from launcher.contract.files import write_json
 from launcher.contract.ledger import Row, events, merge_metrics, read_run
-from launcher.contract.manifest import MANIFEST, find_problems
+from launcher.contract.manifest import find_problems, read_manifest
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 from launcher.observe import read_plan
@@ -156,17 +157,8 @@ def _find_warnings(found: Findings, metrics: Sequence[Row], skipped: int) -> lis
 
 def _read_checkpoints(paths: RunPaths) -> list[Checkpoint]:
     found = []
-    for folder in sorted(paths.checkpoints.glob("a*/step-*")):
+    for folder in list_checkpoints(paths):
         problems = find_problems(folder)
-        found.append(
-            Checkpoint(path=folder.relative_to(paths.root).as_posix(), step=_read_step(folder), problems=problems)
-        )
+        step = (read_manifest(folder) or {}).get("step")
+        found.append(Checkpoint(path=folder.relative_to(paths.root).as_posix(), step=step, problems=problems))
     return found
-
-
-def _read_step(folder: Any) -> int | None:
-    try:
-        manifest = read_json(folder / MANIFEST)
-    except ValueError:
-        return None
-    return manifest.get("step") if isinstance(manifest, dict) else None

@@ -53,7 +53,12 @@ class Ending:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One start: number from 1, Slurm's job id and restart count, node names in rank order, where it started from."""
+    """One start: number from 1, Slurm's job id and restart count, node names in rank order, where it started from.
+
+    ``nodes`` and ``resumed_from`` are recorded together, before the ranks start: from then on
+    :func:`launcher.contract.checkpoints.list_checkpoints` follows it. ``passed_over`` has the newer checkpoints that
+    it could not start from, and why.
+    """
 
     number: int
     started: float
@@ -61,6 +66,7 @@ class Attempt:
     slurm_job_id: str | None = None
     slurm_restart_count: int = 0
     resumed_from: str | None = None
+    passed_over: list[str] = field(default_factory=list)
     ended: Ending | None = None
 
     @property

@@ -1,7 +1,9 @@
 """The ledger: append-only JSONL of metrics and events, one writer per file, and the merged view of all attempts."""
 
+import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,13 +17,19 @@ Row = dict[str, Any]
 
 
 class LedgerWriter:
-    """Appends rows to one attempt's ledger; only global rank 0 holds one."""
+    """Appends rows to one attempt's ledger; only global rank 0 holds one. From any thread.
+
+    Raises:
+        OSError: a row could not be written (a full disk), with the ledger's path; nothing of it is there.
+    """
 
     def __init__(self, path: Path, attempt: int) -> None:
         make_folder(path.parent)
         # O_APPEND and one write per row: a reader that follows the file sees whole rows or a last torn one.
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._attempt = attempt
+        self._path = path
+        self._lock = threading.Lock()  # a checkpoint is published beside training
 
     def metric(self, step: int, **values: Any) -> None:
         """Append the metrics of optimizer step ``step``; None values are left out."""
@@ -37,7 +45,18 @@ class LedgerWriter:
     def _append(self, row: Row) -> None:
         head = {"v": LEDGER_VERSION, "kind": row.pop("kind"), "t": time.time(), "attempt": self._attempt}
         values = {key: value for key, value in row.items() if value is not None}
-        os.write(self._handle, (json.dumps({**head, **values}, ensure_ascii=False) + "\n").encode())
+        line = (json.dumps({**head, **values}, ensure_ascii=False) + "\n").encode()
+        with self._lock:
+            end = os.fstat(self._handle).st_size
+            try:
+                # A disk that fills up takes the first part of a row, and tells of it only when the rest is written.
+                written = os.write(self._handle, line)
+                while written < len(line):
+                    written += os.write(self._handle, line[written:])
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._handle, end)  # else the next row would be joined to half of this one
+                raise OSError(error.errno, error.strerror, str(self._path)) from None
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def publish(folder: Path, target: Path, **facts: Any) -> None:
+def publish(folder: Path, target: Path, fence: Callable[[], None] = lambda: None, **facts: Any) -> None:
     """Write the manifest of ``folder`` with ``facts`` (step, world_size, ...), then rename the folder to ``target``.
+
+    ``fence`` is called when all is written and nothing published; what it raises stays the last word.
 
     Raises:
         FileExistsError: ``target`` exists (attempts never share a folder to write in), or the folder has a file of the
@@ -34,9 +37,10 @@ def publish(folder: Path, target: Path, **facts: Any) -> None:
     if (folder / MANIFEST).exists():
         raise FileExistsError(f"{folder / MANIFEST}: this name is the checkpoint's own record; call the file otherwise")
     write_json(folder / MANIFEST, {"v": 1, **facts, "files": list_files(folder)})
-    for path in folder.rglob("*"):
-        if path.is_file():
+    for path in (*folder.rglob("*"), folder):
+        if path.is_file() or path.is_dir():  # a file is only as safe as its name in the folder
             _sync(path)
+    fence()
     if target.exists():
         raise FileExistsError(f"{target}: a checkpoint of that name has been published already")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -45,22 +49,28 @@ def publish(folder: Path, target: Path, **facts: Any) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What :func:`publish` wrote of ``folder``; None where there is no manifest, or one that is not JSON."""
+    """What :func:`publish` wrote of ``folder``; None where there is no manifest, or one that was damaged."""
     try:
-        manifest: dict[str, Any] | None = read_json(folder / MANIFEST)
+        manifest = read_json(folder / MANIFEST)
     except ValueError:
         return None
-    return manifest
+    return manifest if _lists_files(manifest) else None
 
 
 def find_problems(folder: Path) -> list[str]:
-    """What is wrong with the checkpoint in ``folder``; empty when every file is as its manifest says."""
+    """What is wrong with the checkpoint in ``folder``; empty when every file is as its manifest says.
+
+    Raises:
+        OSError: the storage does not answer, which says nothing of the checkpoint.
+    """
     try:
         manifest = read_json(folder / MANIFEST)
     except ValueError:
         return [f"{MANIFEST} is not JSON"]
     if manifest is None:
         return [f"no {MANIFEST}: the save did not finish"]
+    if not _lists_files(manifest):
+        return [f"{MANIFEST} does not list the files"]
     return find_changes(folder, manifest["files"])
 
 
@@ -76,6 +86,13 @@ def find_changes(folder: Path, files: dict[str, dict[str, Any]]) -> list[str]:
         elif hash_file(path) != expected["sha256"]:
             problems.append(f"{name} differs from its hash")
     return problems
+
+
+def _lists_files(manifest: Any) -> bool:
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    return isinstance(files, dict) and all(
+        isinstance(file, dict) and {"bytes", "sha256"} <= set(file) for file in files.values()
+    )
 
 
 def _sync(path: Path) -> None:

@@ -1,10 +1,13 @@
 """Owns every path inside a run directory."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 PIPELINE = "pipeline.json"
 """In the folder around the runs of a pipeline; a plain run has none."""
+_PUBLISHED = re.compile(r"/a\d+/step-\d+$")
+"""The end of a checkpoint's path; a folder that somebody set aside has another."""
 
 
 @dataclass(frozen=True)
@@ -134,12 +137,12 @@ class RunPaths:
         return self.checkpoints / attempt_name(number) / f"step-{step:06d}"
 
     def published(self) -> list[Path]:
-        """The published checkpoints, the oldest first: by attempt, then by step, as numbers.
+        """Every published checkpoint, the oldest first: by attempt, then by step, as numbers.
 
-        A later attempt may have gone back to an earlier step. Whether one is whole, its manifest says.
+        Which of them the run has gone through, :func:`launcher.contract.checkpoints.list_checkpoints` says.
         """
-        folders = self.checkpoints.glob("a*/step-*")
-        return sorted(folders, key=lambda path: (int(path.parent.name[1:]), read_step(path)))
+        folders = (path for path in self.checkpoints.glob("a*/step-*") if _PUBLISHED.search(path.as_posix()))
+        return sorted(folders, key=lambda path: (read_attempt(path), read_step(path)))
 
     @property
     def final(self) -> Path:
@@ -182,3 +185,8 @@ def attempt_name(number: int) -> str:
 def read_step(checkpoint: Path) -> int:
     """The optimizer step of a published checkpoint, by the name of its folder."""
     return int(checkpoint.name.removeprefix("step-"))
+
+
+def read_attempt(checkpoint: Path) -> int:
+    """The attempt that published a checkpoint, by the name of the folder around it."""
+    return int(checkpoint.parent.name.removeprefix("a"))

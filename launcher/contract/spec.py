@@ -139,6 +139,11 @@ class Train:
         "Metric whose best checkpoint is kept too: the lowest if its name ends in loss, perplexity or error, else the "
         "highest; null: none.",
     )
+    on_nonfinite: Literal["stop", "skip", "rollback"] = _key(
+        "stop",
+        "When a loss or gradient is no number: stop; skip the step, five in a row at most; or go on from the newest "
+        "checkpoint as a new attempt.",
+    )
     seed: int = _key(42, "Seed of weights, order and dropout.", ge=0, lt=2**32)
 
 

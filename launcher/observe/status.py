@@ -1,7 +1,10 @@
 """Joins what the scheduler says with the run's own files into one state, step and reason."""
 
+import errno
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from launcher.contract.attempt import Attempt, Ending, read_attempts
 from launcher.contract.files import DAMAGE
@@ -128,7 +131,12 @@ def _judge(this: _HandOver, job: JobView | None, before: _HandOver | None, paren
     last = attempts[-1] if attempts else None
     is_cancelled = paths.cancelled.exists()
     state, reason = decide(
-        is_complete=paths.completion.exists(), is_cancelled=is_cancelled, submission=submission, last=last, job=job
+        is_complete=paths.completion.exists(),
+        is_cancelled=is_cancelled,
+        submission=submission,
+        last=last,
+        job=job,
+        fault=None if paths.completion.exists() else find_fault(paths.root),
     )
     if state in ("pending", "running") and submission and (before_this := _tell_before(attempts, submission)):
         # Beside what Slurm says of a job that waits once more (BeginTime, Resources).
@@ -180,10 +188,28 @@ def _tell_damage(paths: RunPaths, damage: str) -> Status:
     )
 
 
+def find_fault(root: Path) -> str | None:
+    """What keeps a run from leaving a record of its end below ``root``: its disk is full or read-only; None if neither
+    is so."""
+    try:
+        # A file without a name, gone when it is closed: ext4 that has met an error says so to nothing less.
+        os.close(os.open(root, os.O_TMPFILE | os.O_WRONLY))
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            return f"the disk is read-only: {root}"
+    return f"the disk is full: {root}" if os.statvfs(root).f_bavail == 0 else None
+
+
 def decide(
-    *, is_complete: bool, is_cancelled: bool, submission: Submission | None, last: Attempt | None, job: JobView | None
+    *,
+    is_complete: bool,
+    is_cancelled: bool,
+    submission: Submission | None,
+    last: Attempt | None,
+    job: JobView | None,
+    fault: str | None = None,
 ) -> tuple[str, str | None]:
-    """State and reason.
+    """State and reason; ``fault`` is that of :func:`find_fault`, the reason where a run has left no record.
 
     The completion record outranks all. Then comes how the last attempt of this very submission ended, by its own
     word; then the scheduler, on whether the job lives. Its silence is no verdict.
@@ -203,8 +229,8 @@ def decide(
             return "unknown", "the launcher stopped between claiming the run and starting it"
         if is_running(submission.pid, submission.pid_start):
             return "running", None
-        gone = "the supervisor is gone without a record: killed, or the machine restarted"
-        return _ended(ending, is_cancelled, gone)
+        gone = "the supervisor is gone without a record"
+        return _ended(ending, is_cancelled, f"{gone}: {fault or 'killed, or the machine restarted'}")
     if submission.job_id is None:
         return "unknown", "the launcher stopped between claiming the run and recording its job id"
     if job is None:
@@ -218,7 +244,8 @@ def decide(
         return "unknown", f"Slurm says {job.state}"
     if job.state in ENDINGS:
         return "failed", ENDINGS[job.state]
-    return _ended(ending, is_cancelled, f"Slurm says {job.state}, and the job left no record; see logs/batch-*.log")
+    silent = f"Slurm says {job.state}, and the job left no record; {fault or 'see logs/batch-*.log'}"
+    return _ended(ending, is_cancelled, silent)
 
 
 def decide_waiting(

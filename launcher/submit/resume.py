@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import launcher
 from launcher.contract.attempt import read_attempts
+from launcher.contract.checkpoints import list_checkpoints
 from launcher.contract.files import DAMAGE
 from launcher.contract.ledger import merge_metrics, read_run
 from launcher.contract.lineage import list_references
@@ -39,6 +40,7 @@ FREE_TRAIN_KEYS = (
     "eval_every_steps",
     "keep_last",
     "keep_best",
+    "on_nonfinite",
 )
 
 
@@ -216,7 +218,7 @@ def _refuse_another_world_size(loaded: LoadedSpec, plan: Plan, before: Plan, pat
     strategy, asked = plan.spec.parallel.strategy, plan.topology
     if strategy not in FIXED_WORLD:
         return
-    manifests = (read_manifest(folder) for folder in reversed(paths.published()))
+    manifests = (read_manifest(folder) for folder in reversed(list_checkpoints(paths)))
     newest = next((manifest for manifest in manifests if manifest is not None), None)
     if newest is None or newest["world_size"] == asked.world_size:
         return

@@ -2,7 +2,9 @@
 
 import gc
 import json
+import math
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import jobs.collector
 import jobs.final
 import jobs.model
 import jobs.rank
+from jobs.progress import Progress
+from jobs.trainer import RunTrainer
 from launcher.contract.environment import read_environment
 from launcher.contract.files import write_text
 from launcher.contract.paths import RunPaths
@@ -43,6 +47,48 @@ def flip(parts: list[Any]) -> list[Any]:
     return [-part for part in whiten(parts)]
 
 
+def poison(kind: str, rank: int, due: int) -> None:
+    """Make something NaN on one rank, at one step of the next trainer."""
+
+    def is_due(trainer: Any, what: str, step: int) -> bool:
+        return (what, trainer.progress.context.rank, step) == (kind, rank, due)
+
+    def compute_loss(trainer: Any, *arguments: Any, **options: Any) -> Any:
+        loss = super(RunTrainer, trainer).compute_loss(*arguments, **options)  # type: ignore[misc]
+        step = trainer.state.global_step + 1
+        if is_due(trainer, "gradient", step):
+            loss.register_hook(lambda gradient: gradient * math.nan)
+        return loss * math.nan if is_due(trainer, "loss", step) else loss
+
+    def save_poisoned(trainer: Any, *arguments: Any, **options: Any) -> None:
+        if is_due(trainer, "weight", trainer.state.global_step):
+            weight = next(weight for weight in trainer.model.parameters() if weight.requires_grad)
+            weight.data.fill_(math.nan)
+        save_model(trainer, *arguments, **options)
+
+    RunTrainer.compute_loss, RunTrainer.save_model = compute_loss, save_poisoned  # type: ignore[attr-defined]
+
+
+def kill(rank: int, phase: str, due: int) -> None:
+    """End a rank by SIGKILL at a beat of the next trainer, or between the parts of a checkpoint."""
+    beat, write_weights = Progress.beat, RunTrainer.write_weights
+
+    def end(progress: Progress, what: str, step: int) -> None:
+        if (progress.context.rank, what, step) == (rank, phase, due):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def beat_and_end(progress: Progress, what: str, **options: Any) -> None:
+        beat(progress, what, **options)
+        end(progress, what, progress._step)
+
+    def write_and_end(trainer: Any, *arguments: Any) -> None:
+        write_weights(trainer, *arguments)
+        end(trainer.progress, "write", trainer.state.global_step)
+
+    Progress.beat, RunTrainer.write_weights = beat_and_end, write_and_end  # type: ignore[method-assign]
+
+
+save_model = RunTrainer.save_model
 for start in json.loads(sys.argv[1]):
     root = Path(start["root"])
     if start["changed"]:
@@ -60,7 +106,14 @@ for start in json.loads(sys.argv[1]):
     jobs.model.load_base = load_whole if start["whole"] else load_base
     jobs.final.save_final = count_and_save if start["counts"] else save_final
     jobs.collector.whiten = flip if start["flipped"] else whiten
+    if start["poison"]:
+        poison(*start["poison"])
+    if start["kill"]:
+        kill(*start["kill"])
     code = jobs.rank.main(str(root))
+    if start["poison"]:
+        RunTrainer.save_model = save_model
+        del RunTrainer.compute_loss  # type: ignore[attr-defined]
     if bool(code) != start["fails"]:
         sys.stdout.flush()
         sys.stderr.flush()

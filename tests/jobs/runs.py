@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -92,7 +93,9 @@ class Start:
     ``resume`` is a checkpoint of the run, ``changed`` a run directory whose plan and rendered files replace this
     one's first; ``env`` goes over the rendered environment. ``whole`` stores NF4 weights as if nothing sharded them;
     ``counts`` writes ``storages.json``, how many pieces of memory hold a matrix of the base, before the final save;
-    ``flipped`` turns the sign of ppo's advantages.
+    ``flipped`` turns the sign of ppo's advantages; ``poison`` makes something NaN on one rank: ("loss", rank, step),
+    "gradient", or "weight" at the save of that step. ``kill`` ends a rank by SIGKILL when it
+    beats, (rank, "rollout", step), or has written a part of a checkpoint, (0, "write", step).
     """
 
     root: Path
@@ -104,6 +107,8 @@ class Start:
     whole: bool = False
     counts: bool = False
     flipped: bool = False
+    poison: tuple[str, int, int] | None = None
+    kill: tuple[int, str, int] | None = None
 
 
 def checkpoint(step: int, attempt: int = 1) -> str:
@@ -111,7 +116,8 @@ def checkpoint(step: int, attempt: int = 1) -> str:
 
 
 def launch(world_size: int, starts: list[Start], timeout: float = 150) -> None:
-    """Start ``world_size`` ranks that run ``starts`` one after the other, each in its run's own environment."""
+    """Start ``world_size`` ranks that run ``starts`` one after the other, each in its run's own environment, up to one
+    in which a rank is killed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -141,12 +147,16 @@ def launch(world_size: int, starts: list[Start], timeout: float = 150) -> None:
             while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
                 assert time.monotonic() < deadline, "\n".join(log.read_text()[-3000:] for log in logs)
                 time.sleep(0.1)
+            first = [rank.poll() for rank in ranks]
             time.sleep(1 if any(rank.poll() is None for rank in ranks) else 0)
         finally:
             for process in ranks:
                 process.kill()
                 process.wait()
+        if (kill := starts[-1].kill) and first[kill[0]] == -signal.SIGKILL:
+            return
         codes = [process.returncode for process in ranks]
+        assert not kill, "no rank was killed"
         assert codes == [0] * world_size, "\n".join(log.read_text()[-3000:] for log in logs)
 
 

@@ -8,10 +8,11 @@ import pytest
 
 from jobs.context import RankContext
 from jobs.errors import JobError
+from jobs.finite import MAX_SKIPPED, LossWatch
 from jobs.order import RowOrder
 from jobs.progress import Progress
 from launcher.contract.heartbeat import read_heartbeats
-from launcher.contract.ledger import LedgerWriter, read_rows
+from launcher.contract.ledger import LedgerWriter, events, read_rows
 from launcher.contract.paths import RunPaths
 from tests.plans import LOCAL, plan_on
 
@@ -53,3 +54,24 @@ def test_only_a_step_with_rate_and_gradient_moves_weights(progress: Progress) ->
     assert not progress.has_moved
     progress.record_step(2, loss=1.0, learning_rate=0.1, grad_norm=1.0)
     assert progress.has_moved
+
+
+def test_steps_are_skipped_until_too_many_in_a_row(progress: Progress) -> None:
+    watch = LossWatch("skip", progress.ledger)
+    for step in range(1, MAX_SKIPPED):
+        assert not watch.judge(step, math.nan, None)
+    assert watch.judge(MAX_SKIPPED, 1.0, 1.0)
+    for step in range(1, MAX_SKIPPED):
+        assert not watch.judge(step, 1.0, math.inf)
+    with pytest.raises(JobError, match="the gradient norm is inf at step 9, after 4 steps that were skipped"):
+        watch.judge(9, 1.0, math.inf)
+    rows = events(read_rows(progress.context.paths.ledger(1)), "nan")
+    assert [row["in_a_row"] for row in rows] == [1, 2, 3, 4, 1, 2, 3, 4, 5]
+
+
+def test_a_spike_is_an_event_and_no_more(progress: Progress) -> None:
+    progress.begin(0)
+    for step, loss in enumerate([2.0] * 12 + [9.0, 2.0], start=1):
+        progress.record_step(step, loss=loss, learning_rate=0.1, grad_norm=1.0)
+    (row,) = events(read_rows(progress.context.paths.ledger(1)), "spike")
+    assert (row["step"], row["loss"], row["median"]) == (13, 9.0, 2.0)
