@@ -112,14 +112,13 @@ class Roles:
             inputs.pop(name, None)  # peft's
         labels = inputs.pop("labels", None)
         if "policy" in roles:
-            with self._use(self._adapters["policy"]), self._watch_trunk() as states:
-                outputs = inner(labels=labels, fused_lm_head=True, **inputs)
-            told |= {"log_probs": outputs.log_probs, "entropy": outputs.entropy}
+            with self._use(self._adapters["policy"]):
+                told["log_probs"], told["entropy"], states = self._score(inner, labels, **inputs)
             if self.is_shared and "critic" in roles:
-                told["values"] = self.base.value_head(states[0][:, :-1]).squeeze(-1)
+                told["values"] = self.base.value_head(states[:, :-1]).squeeze(-1)
         if "reference" in roles:
             with self._use(self._adapters["reference"]):
-                told["reference_log_probs"] = inner(labels=labels, fused_lm_head=True, **inputs).log_probs
+                told["reference_log_probs"], _, _ = self._score(inner, labels, **inputs)
         if "critic" in roles and "values" not in told:
             with self._use(self._adapters["critic"]):
                 hidden = self.base.base_model(use_cache=False, **inputs).last_hidden_state
@@ -131,15 +130,32 @@ class Roles:
             told["rewards"] = self.base.reward_head(hidden[range(len(last)), last]).squeeze(-1)
         return told
 
-    @contextmanager
-    def _watch_trunk(self) -> "Iterator[list[torch.Tensor]]":
-        """The last hidden states of the pass within it, which the language model does not give."""
+    def _score(
+        self, inner: Callable[..., Any], labels: "torch.Tensor", **inputs: Any
+    ) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
+        """Log-probabilities and entropy, (batch, tokens - 1), of the active adapter, and its last hidden states.
+
+        The head sees the places before asked tokens alone: without Triton TRL 1.16 would multiply all of them, which is
+        most of a step with a small model and long prompts.
+        """
+        places = labels[:, 1:] != -100
         states: list[torch.Tensor] = []
-        handle = self.base.base_model.register_forward_hook(lambda _, __, output: states.append(output[0]))
+
+        def keep_asked(module: Any, args: Any, output: Any) -> Any:
+            states.append(output.last_hidden_state)
+            output.last_hidden_state = output.last_hidden_state[:, :-1][places][None]
+            return output
+
+        handle = self.base.base_model.register_forward_hook(keep_asked)
         try:
-            yield states
+            # Labels that are not shifted once more.
+            outputs = inner(shift_labels=labels[:, 1:][places][None], fused_lm_head=True, **inputs)
         finally:
             handle.remove()
+        log_probs, entropy = (
+            told.new_zeros(places.shape).masked_scatter(places, told) for told in (outputs.log_probs, outputs.entropy)
+        )
+        return log_probs, entropy, states[0]
 
     @contextmanager
     def _use(self, adapters: list[str]) -> Iterator[None]:
