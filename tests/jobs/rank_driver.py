@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+import jobs.collector
 import jobs.final
 import jobs.model
-import jobs.ppo_trainer
 import jobs.rank
 from launcher.contract.environment import read_environment
 from launcher.contract.files import write_text
@@ -23,7 +23,7 @@ LARGE = 4096
 """Elements: the base's matrices have as many, the adapter's and its optimizer states do not."""
 
 load_base, save_final = jobs.model.load_base, jobs.final.save_final
-whiten = jobs.ppo_trainer.whiten
+whiten = jobs.collector.whiten
 
 
 def load_whole(model: Model, *, is_sharded: bool, **options: Any) -> Any:
@@ -59,7 +59,7 @@ for start in json.loads(sys.argv[1]):
     os.environ["TUNEYARD_RESUME_FROM"] = start["resume"] or ""
     jobs.model.load_base = load_whole if start["whole"] else load_base
     jobs.final.save_final = count_and_save if start["counts"] else save_final
-    jobs.ppo_trainer.whiten = flip if start["flipped"] else whiten
+    jobs.collector.whiten = flip if start["flipped"] else whiten
     code = jobs.rank.main(str(root))
     if bool(code) != start["fails"]:
         sys.stdout.flush()
