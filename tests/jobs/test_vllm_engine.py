@@ -18,7 +18,7 @@ from tests.jobs.runs import ROOT, Start, checkpoint, launch, ledger, values, wri
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed; docs/ppo.md says what ran with it")
-TRAIN = Train(max_steps=6, global_batch=8, learning_rate=1e-2, save_every_steps=3, eval_every_steps=3)
+TRAIN = Train(max_steps=6, global_batch=8, learning_rate=1e-3, save_every_steps=3, eval_every_steps=3)
 # A rollout is four steps: the checkpoint of step 3 stands in the middle of one.
 PPO = Ppo(reward="builtin:length", max_new_tokens=10, rollout_batch=16, epochs=2, kl_coef=0.1, engine="vllm")
 
