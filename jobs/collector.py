@@ -16,10 +16,12 @@ from .advantages import (
     shape_rewards,
     whiten,
 )
+from .gather import gather_trained
 from .generate import draw_noise, gather_weights, generate
 from .prompts import PromptRows
 from .rollout import Rollout, State, choose, deal, pad_sequences, share
 from .scorer import Answer, Scorer
+from .vllm_engine import VllmEngine
 
 SAMPLES = 4
 """Responses of a rollout, or of an evaluation, that the ledger shows."""
@@ -96,13 +98,20 @@ class Collector:
         """Responses to the rows ``chosen``, of all ranks."""
         trainer = self.trainer
         mine = self._share(len(chosen))
+        prompts = [rows.ids[index] for index in chosen[mine]]
         noise = draw_noise(trainer.args.seed, positions[mine], self.ppo.max_new_tokens)
         trainer.model_wrapped.eval()
+        write = self._write_by_vllm if self.ppo.engine == "vllm" else self._write
+        responses = self._gather(mine, write(prompts, noise))
+        return Rollout([rows.ids[index] for index in chosen], responses)
+
+    def _write(self, prompts: list[list[int]], noise: Floats) -> list[list[int]]:
+        trainer = self.trainer
         gathered = gather_weights(trainer, is_wanted=self.ppo.gather_for_rollout)
         with gathered as is_collective, trainer.compute_loss_context_manager():
-            written = generate(
+            return generate(
                 trainer.model,
-                [rows.ids[index] for index in chosen[mine]],
+                prompts,
                 noise,
                 temperature=self.ppo.temperature,
                 stop=self.stop,
@@ -112,8 +121,23 @@ class Collector:
                 any_rank=self._any_rank if is_collective else None,
                 on_batch=lambda: self.progress.beat("rollout"),
             )
-        responses = self._gather(mine, written)
-        return Rollout([rows.ids[index] for index in chosen], responses)
+
+    def _write_by_vllm(self, prompts: list[list[int]], noise: Floats) -> list[list[int]]:
+        weights = gather_trained(self.trainer, keep=True)
+        assert weights is not None
+        return self._vllm.generate(
+            prompts,
+            noise,
+            weights,
+            temperature=self.ppo.temperature,
+            stop=self.stop,
+            on_step=lambda: self.progress.beat("rollout"),
+        )
+
+    @functools.cached_property
+    def _vllm(self) -> VllmEngine:
+        trainer = self.trainer
+        return VllmEngine(trainer.model, self.context.plan.spec, is_cpu=trainer.args.device.type == "cpu")
 
     def _judge(
         self, rollout: Rollout, rows: PromptRows, chosen: NDArray[numpy.int64], order: NDArray[numpy.int64]

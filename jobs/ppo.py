@@ -40,12 +40,15 @@ def train(context: RankContext, ledger: LedgerWriter | None) -> None:
     from .prompts import prepare_prompts
     from .roles import Roles
     from .scorer import find_adapter, make_scorer
+    from .vllm_engine import check_installed
 
     # Rows to tokens.
     spec = context.plan.spec
     asked, rows = spec.require_model(), spec.require_data()
     if spec.ppo.reward is None:
         raise JobError("ppo.reward: is missing")
+    if spec.ppo.engine == "vllm":
+        check_installed()
     origin, tokenizer = find_start(context)
     stop = tokenizer.eos_token_id if spec.ppo.stop_token is None else find_token(tokenizer, spec.ppo.stop_token)
     data = prepare_prompts(rows, spec.ppo.max_new_tokens, spec.train.seed, tokenizer)

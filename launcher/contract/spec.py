@@ -277,9 +277,14 @@ class Ppo:
     critic_learning_rate: float | None = _key(
         None, "Peak learning rate of the critic; null: train.learning_rate.", gt=0, lt=10
     )
+    engine: Literal["builtin", "vllm"] = _key(
+        "builtin", "What writes the responses; vllm, where it is installed, holds the base a second time on each rank."
+    )
     generation_batch: int = _key(8, "Responses that a rank writes at once.", ge=1)
     gather_for_rollout: bool = _key(
-        True, "fsdp, zero3: hold the whole weights during a rollout, instead of gathering them for every token."
+        True,
+        "fsdp, zero3, engine builtin: hold the whole weights during a rollout, instead of gathering them for every "
+        "token.",
     )
 
 

@@ -15,14 +15,25 @@ GIB = 2**30
 
 
 def note_rollout(spec: Spec, shapes: Mapping[str, tuple[int, ...]] | None) -> list[Note]:
-    """What ``ppo.gather_for_rollout`` costs where weights are sharded; ``shapes`` are those of the base, by name."""
-    if spec.stage != "ppo" or spec.parallel.strategy not in SHARDS_WEIGHTS or not spec.ppo.gather_for_rollout:
+    """What ``ppo.engine: vllm`` holds, and what ``ppo.gather_for_rollout`` does where weights are sharded; ``shapes``
+    are those of the base, by name."""
+    by_vllm = spec.ppo.engine == "vllm"
+    gathers = spec.parallel.strategy in SHARDS_WEIGHTS and spec.ppo.gather_for_rollout
+    if spec.stage != "ppo" or not (by_vllm or gathers):
         return []
     size = ""
     if shapes is not None and spec.model is not None:
         weights = estimate_weights(shapes, spec.model.quantization, spec.model.dtype)
         cache = estimate_cache(shapes, spec.model.dtype, spec.ppo.generation_batch * spec.require_data().max_length)
         size = f" ({weights / GIB:.2f} GiB, and {cache / GIB:.2f} GiB of keys and values)"
+    if by_vllm:
+        return [
+            Note(
+                key="ppo.engine",
+                message=f"every rank holds a whole copy of the base for vllm as long as it trains{size}",
+                remedy="set ppo.engine=builtin where that does not fit",
+            )
+        ]
     return [
         Note(
             key="ppo.gather_for_rollout",

@@ -19,6 +19,8 @@ from .schema import list_keys
 TEXT_FORMATS = ("alpaca", "messages", "sharegpt", "prompt-completion", "text")
 FORMATS = {"sft": TEXT_FORMATS, "reward": ("preference",), "dpo": ("preference",), "ppo": ("prompt",)}
 """Stage -> the layouts of a row that it can learn from."""
+VLLM_MAX_RANK, VLLM_MIN_TEMPERATURE = 512, 0.01
+"""vLLM 0.32, config/lora.py and sampling_params.py."""
 _SECTIONS: dict[str, Any] = {"reward": Reward(), "dpo": Dpo(), "ppo": Ppo()}
 """Those of one stage, by its name, as they are where nothing is set."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -175,6 +177,21 @@ def _check_ppo(spec: Spec) -> Iterator[Complaint]:
         yield "ppo.max_new_tokens", message, "data.max_length holds prompt and response"
 
 
+def _check_engine(spec: Spec) -> Iterator[Complaint]:
+    model, hint = spec.model, "set ppo.engine: builtin"
+    if spec.stage != "ppo" or spec.ppo.engine != "vllm" or model is None:
+        return
+    if model.quantization != "none":
+        message = f"vllm would answer by the whole base, and model.quantization: {model.quantization} is learned from"
+        yield "ppo.engine", message, f"set model.quantization: none, or {hint}"
+    elif model.base in BUILTIN_MODELS:
+        yield "ppo.engine", f"{model.base} is smaller than anything that vllm takes", hint
+    elif model.adapter and model.adapter.r > VLLM_MAX_RANK:
+        yield "ppo.engine", f"vllm takes adapters up to rank {VLLM_MAX_RANK}, and model.adapter.r is larger", hint
+    elif spec.ppo.temperature < VLLM_MIN_TEMPERATURE:
+        yield "ppo.engine", f"vllm takes a temperature below {VLLM_MIN_TEMPERATURE} for {VLLM_MIN_TEMPERATURE}", hint
+
+
 def _check_stage_sections(spec: Spec) -> Iterator[Complaint]:
     for name, default in _SECTIONS.items():
         if name != spec.stage and getattr(spec, name) != default:
@@ -243,6 +260,7 @@ _CHECKS: tuple[Callable[[Spec], Iterator[Complaint]], ...] = (
     _check_dpo,
     _check_adapter,
     _check_ppo,
+    _check_engine,
     _check_stored_adapter,
     _check_offload,
     _check_time,
@@ -260,6 +278,7 @@ _LOOKS_AT: dict[Callable[[Spec], Iterator[Complaint]], tuple[str, ...]] = {
     _check_pairs: ("stage",),
     _check_adapter: ("stage", "model.quantization"),
     _check_ppo: ("stage", "train.global_batch", "data.max_length"),
+    _check_engine: ("stage", "model.quantization", "model.base", "model.adapter", "ppo.temperature"),
     _check_stage_sections: ("stage",),
     _check_dpo: ("stage", "dpo.loss_type"),
     _check_stored_adapter: ("stage", "model.base"),

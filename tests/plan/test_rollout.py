@@ -54,6 +54,13 @@ def test_the_plan_tells_what_gathering_holds_and_how_to_do_without(tmp_path: Pat
     assert note_rollout(replace(spec, parallel=Parallel(strategy="zero2")), shapes) == []
 
 
+def test_the_plan_tells_that_vllm_holds_the_base_again_under_every_strategy(tmp_path: Path) -> None:
+    spec = replace(ppo(str(tmp_path), engine="vllm"), parallel=Parallel(strategy="ddp"))
+    (note,) = note_rollout(spec, {**SHAPES, "model.embed_tokens.weight": (1_000_000, 1024)})
+    assert note.key == "ppo.engine"
+    assert f"{1_000_000 * 1024 * 2 / GIB:.2f} GiB" in note.message
+
+
 def test_the_base_is_found_through_stages_and_adapters(tmp_path: Path) -> None:
     write_model(tmp_path / "base", SHAPES)
     adapter = tmp_path / "adapter"

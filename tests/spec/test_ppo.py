@@ -71,6 +71,24 @@ def test_all_weights_are_not_trained_for_the_reference_would_be_a_second_copy(pr
     assert "model.adapter: ppo compares with the model that it started from" in found
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("model.quantization=nf4",), "model.quantization: nf4 is learned from"),
+        (
+            ("model.quantization=none", "model.base=builtin:tiny"),
+            "builtin:tiny is smaller than anything",
+        ),
+        (("model.quantization=none", "model.adapter.r=600"), "vllm takes adapters up to rank 512"),
+        (("model.quantization=none", "ppo.temperature=0.001"), "vllm takes a temperature below 0.01 for 0.01"),
+    ],
+)
+def test_vllm_is_refused_where_it_would_not_be_the_policy(problems, overrides, told):
+    found = problems(VALID.replace("builtin:tiny", "org/name"), "ppo.engine=vllm", *overrides)
+    assert told in found
+    assert "set ppo.engine: builtin" in found
+
+
 def test_another_stage_has_no_ppo_section_and_no_prompts(problems):
     assert "ppo: settings of the ppo stage, and this stage is sft" in problems(VALID, "stage=sft", "data.format=alpaca")
     assert "data.format: sft does not learn from prompt rows" in problems(VALID.replace("ppo: {", "#"), "stage=sft")
