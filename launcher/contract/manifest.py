@@ -50,7 +50,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest: dict[str, Any] | None = read_json(folder / MANIFEST)
     except ValueError:
         return None
-    return manifest
+    return manifest if isinstance(manifest, dict) else None
 
 
 def find_problems(folder: Path) -> list[str]:
@@ -61,7 +61,10 @@ def find_problems(folder: Path) -> list[str]:
         return [f"{MANIFEST} is not JSON"]
     if manifest is None:
         return [f"no {MANIFEST}: the save did not finish"]
-    return find_changes(folder, manifest["files"])
+    try:
+        return find_changes(folder, manifest["files"])
+    except (AttributeError, LookupError, TypeError):
+        return [f"{MANIFEST} is not a manifest"]
 
 
 def find_changes(folder: Path, files: dict[str, dict[str, Any]]) -> list[str]:
