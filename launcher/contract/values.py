@@ -71,8 +71,8 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
 
 
 def _is_a(hint: Any, origin: Any, args: tuple[Any, ...], value: Any) -> bool:
-    if origin is typing.Literal:
-        return value in args
+    if origin is typing.Literal:  # a newer version may know more words
+        return isinstance(value, tuple(type(arg) for arg in args))
     if hint is float:  # JSON has 1 for 1.0
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
