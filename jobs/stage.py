@@ -20,6 +20,7 @@ from .errors import JobError
 from .model import Task
 from .order import RowOrder
 from .progress import Progress
+from .untrusted import read_as_data
 
 LISTED = 1000
 """Skipped rows that the ledger lists; all are counted."""
@@ -44,6 +45,7 @@ def run_stage(context: RankContext, train: Callable[[RankContext, LedgerWriter |
 
             cpu.enable(strategy, context.plan.topology.ranks_per_node)
         hush_missing_kernel()
+        read_as_data(strategy)
         import datasets
         import transformers
 
