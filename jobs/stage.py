@@ -26,6 +26,7 @@ from .order import RowOrder
 from .progress import Progress
 from .stop import Stopped
 from .storage import name_faults
+from .untrusted import read_as_data
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,7 @@ def run_stage(context: RankContext, train: Callable[[RankContext, LedgerWriter |
 
                 cpu.enable(strategy, context.plan.topology.ranks_per_node)
             hush_missing_kernel()
+            read_as_data(strategy)
             import datasets
             import transformers
 

@@ -5,6 +5,7 @@ import sys
 
 def main() -> None:
     """Run ``tuneyard``; exits 0 ok, 1 run failed, 2 user error, 3 cluster error, 130 interrupted."""
+    from launcher.contract.files import DamagedFile
     from launcher.errors import SpecError, TuneyardError
 
     from .app import app
@@ -18,6 +19,12 @@ def main() -> None:
         if isinstance(error, SpecError):
             print(f"problems: {len(error.problems)}; nothing was submitted", file=sys.stderr)
         sys.exit(error.exit_code)
+    except DamagedFile as error:
+        print(
+            f"error: {error}; nothing was done\nhint: put a copy of it back; what lies beside it is whole",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except OSError as error:  # a folder that cannot be written, a full disk
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

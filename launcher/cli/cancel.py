@@ -62,6 +62,9 @@ def _end(paths: "RunPaths", run_id: str) -> None:
 
     cancel_run(paths)
     deadline = time.monotonic() + STOP_SECONDS
-    while (state := read_status(paths).state) in ("pending", "running") and time.monotonic() < deadline:
+    while (status := read_status(paths)).state in ("pending", "running") and time.monotonic() < deadline:
         time.sleep(Plan.load(paths.plan).cluster.poll_seconds)
-    print(f"{'cancelled' if state == 'cancelled' else f'asked to end, still {state}:'} {run_id}")
+    if status.state == "cancelled":
+        print(f"cancelled {run_id}")
+    else:
+        print(f"asked to end, still {status.state}{f' ({status.reason})' if status.reason else ''}: {run_id}")

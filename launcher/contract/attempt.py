@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from .files import read_json, write_json
+from .files import write_json
 from .paths import RunPaths, read_step
 from .submission import Submission
-from .values import from_value, to_value
+from .values import read_value, to_value
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -112,4 +112,5 @@ def read_attempts(paths: RunPaths) -> list[Attempt]:
     # Beside a02.json lie the records of what it continued: a01.submission.json, a01.completion.json.
     files = [path for path in paths.attempts.glob("a*.json") if path.stem.removeprefix("a").isdigit()]
     # By number: as text a100 would stand before a99.
-    return sorted((from_value(Attempt, read_json(path)) for path in files), key=lambda attempt: attempt.number)
+    attempts = (read_value(Attempt, path) for path in files)
+    return sorted((attempt for attempt in attempts if attempt is not None), key=lambda attempt: attempt.number)

@@ -14,6 +14,13 @@ DAMAGE = (OSError, AttributeError, LookupError, TypeError, ValueError)
 """What reading a file raises that is not as tuneyard wrote it: no JSON, another kind of value, a key too few."""
 
 
+class DamagedFile(ValueError):
+    """A file of a run that is not as tuneyard wrote it; the text names it and says what is wrong."""
+
+    def __init__(self, path: Path, why: object) -> None:
+        super().__init__(f"{path} cannot be read: {why}")
+
+
 def make_folder(path: Path) -> Path:
     """Create ``path`` and its parents, readable by the owner alone; returns ``path``."""
     path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
@@ -46,8 +53,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value in ``path``, or None where the file does not exist."""
+    """The value in ``path``, or None where the file does not exist.
+
+    Raises:
+        DamagedFile: it is no JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(path, error) from error

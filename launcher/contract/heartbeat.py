@@ -6,9 +6,9 @@ import socket
 import time
 from dataclasses import dataclass
 
-from .files import read_json, write_json
+from .files import write_json
 from .paths import RunPaths
-from .values import from_value, to_value
+from .values import read_value, to_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,4 +36,5 @@ def beat(paths: RunPaths, *, rank: int, attempt: int, step: int, phase: str) -> 
 def read_heartbeats(paths: RunPaths) -> list[Heartbeat]:
     """The heartbeats that are there, by rank."""
     files = sorted(paths.heartbeats.glob("rank*.json"))
-    return sorted((from_value(Heartbeat, read_json(file)) for file in files), key=lambda beat: beat.rank)
+    beats = (read_value(Heartbeat, file) for file in files)
+    return sorted((beat for beat in beats if beat is not None), key=lambda beat: beat.rank)

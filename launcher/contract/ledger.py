@@ -68,10 +68,16 @@ def read_rows(path: Path) -> list[Row]:
     rows = []
     for line in data.split(b"\n")[:-1]:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue  # a line torn by a dead writer that a later attempt's file system repaired
+        if isinstance(row, dict) and all(isinstance(row.get(key), int) for key in _list_numbers(row)):
+            rows.append(row)
     return rows
+
+
+def _list_numbers(row: Row) -> tuple[str, ...]:
+    return ("attempt", "step") if row.get("kind") == "metric" else ("attempt",)
 
 
 def read_run(paths: RunPaths) -> list[Row]:

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files import read_json, write_json
+from .files import write_json
 from .paths import RunPaths
 from .pipeline import REFERENCE, read_pipeline
 from .plan import Plan
-from .values import from_value, to_value
+from .values import from_value, read_value, to_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,7 @@ class Lineage:
 
 
 def read_lineage(paths: RunPaths) -> Lineage | None:
-    value = read_json(paths.lineage)
-    return None if value is None else from_value(Lineage, value)
+    return read_value(Lineage, paths.lineage)
 
 
 def find_used(paths: RunPaths) -> set[Path]:

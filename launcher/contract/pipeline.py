@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import read_json, write_json
+from .files import write_json
 from .paths import PIPELINE, RunPaths
-from .values import from_value, to_value
+from .values import read_value, to_value
 
 REFERENCE_START = "${stages"
 REFERENCE = re.compile(r"\$\{stages\.(?P<stage>[A-Za-z0-9_-]+)\.checkpoint(\.(?P<kind>best|last))?\}")
@@ -28,8 +28,7 @@ class Pipeline:
 
 def read_pipeline(root: Path) -> Pipeline | None:
     """The pipeline in ``root``, or None where the folder is no pipeline's."""
-    value = read_json(root / PIPELINE)
-    return None if value is None else from_value(Pipeline, value)
+    return read_value(Pipeline, root / PIPELINE)
 
 
 def list_stages(root: Path) -> list[RunPaths]:

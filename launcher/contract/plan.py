@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from .cluster import Cluster
-from .files import read_json, write_json
+from .files import write_json
 from .spec import Spec
-from .values import from_value, to_value
+from .values import read_value, to_value
 
 PLAN_VERSION = 1
 
@@ -82,8 +82,9 @@ class Plan:
 
         Raises:
             FileNotFoundError: there is none.
+            DamagedFile: it cannot be read.
         """
-        value = read_json(path)
-        if value is None:
+        plan = read_value(cls, path)
+        if plan is None:
             raise FileNotFoundError(f"{path}: no plan here; is this a run directory?")
-        return from_value(cls, value)
+        return plan

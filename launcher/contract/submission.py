@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from .files import read_json
 from .paths import RunPaths
-from .values import from_value
+from .values import read_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,5 +25,4 @@ class Submission:
 
 def read_submission(paths: RunPaths) -> Submission | None:
     """The record of ``paths``, or None for a run that was only planned."""
-    value = read_json(paths.submission)
-    return None if value is None else from_value(Submission, value)
+    return read_value(Submission, paths.submission)

@@ -83,8 +83,7 @@ def read_plan(paths: RunPaths) -> Plan:
         raise
     except DAMAGE as error:
         raise UserError(
-            f"{paths.plan} cannot be read: {error}\n"
-            "hint: put a copy of it back; checkpoints, ledger and logs beside it are files of their own"
+            f"{error}\nhint: put a copy of it back; checkpoints, ledger and logs beside it are files of their own"
         ) from error
 
 
@@ -94,9 +93,7 @@ def _look_into(root: Path) -> Found:
     try:
         stages = list_stages(root)
     except DAMAGE as error:
-        raise UserError(
-            f"{root / PIPELINE} cannot be read: {error}\nhint: each stage is a run of its own, {root.name}/STAGE"
-        ) from error
+        raise UserError(f"{error}\nhint: each stage is a run of its own, {root.name}/STAGE") from error
     there = [paths for paths in stages if paths.plan.is_file()]
     if not there:
         raise UserError(f"{root.name}: the folders of all its stages are gone")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.contract.files import DAMAGE
+from launcher.contract.files import DAMAGE, DamagedFile
 from launcher.contract.paths import PIPELINE, RunPaths
 from launcher.contract.pipeline import list_stages
 
@@ -35,10 +35,10 @@ def read_all(roots: Sequence[Path]) -> list[Status | PipelineStatus]:
         try:
             stages[root] = list_stages(root)
             if not stages[root]:
-                raise ValueError("it names no stage")
+                raise DamagedFile(root / PIPELINE, "it names no stage")
         except DAMAGE as error:
             stages[root] = []
-            damage[root] = f"{PIPELINE} cannot be read: {error}"
+            damage[root] = str(error)
     statuses = iter(read_statuses([paths for root in roots for paths in stages[root]]))
     found: list[Status | PipelineStatus] = []
     for root in roots:

@@ -9,6 +9,7 @@ from .schema import find_key, fit_text
 from .tree import Node, clip
 
 _REFERENCE = re.compile(r"\$\{env:([^}]*)\}?")
+_SECRET = re.compile(r".*_(TOKEN|API_KEY|SECRET|PASSWORD)")
 _INSIDE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(:-(.*))?", re.DOTALL)
 
 
@@ -54,6 +55,11 @@ def _look_up(reference: re.Match[str], environ: Mapping[str, str]) -> str:
     if not inside or not reference[0].endswith("}") or "${" in reference[1]:
         raise _Unusable(f"{shown} is not a reference", "write ${env:NAME} or ${env:NAME:-default}; they do not nest")
     name, default = inside[1], inside[3]
+    if _SECRET.fullmatch(name):
+        raise _Unusable(
+            f"{name} is a secret, and would stand in the files of the run",
+            "leave it out: WANDB_API_KEY and HF_TOKEN reach the job by themselves where it needs them",
+        )
     value = environ.get(name, "")
     if not value and default is not None:
         return default

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from launcher.cluster.slurm import run_command
 from launcher.contract.attempt import read_attempts
-from launcher.contract.files import DAMAGE, read_json, write_json, write_text
+from launcher.contract.files import DAMAGE, write_json, write_text
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 from launcher.contract.process import is_running, process_start
 from launcher.contract.submission import Submission, read_submission
-from launcher.contract.values import from_value, to_value
+from launcher.contract.values import read_value, to_value
 from launcher.errors import ClusterError, UserError
 
 IN_FLIGHT_SECONDS = 30.0
@@ -50,6 +50,7 @@ class Intent:
 
     t: float
     run_id: str
+    cluster: str
     scheduler: str
     slurm_conf: str | None
     host: str
@@ -60,12 +61,19 @@ class Intent:
     script: str | None = None
     called: float | None = None
 
+    def submission(self, paths: RunPaths) -> Submission:
+        """The record of this hand-over, as far as it has come: without job or process."""
+        return Submission(
+            t=self.t, run_id=self.run_id, run_dir=str(paths.root), cluster=self.cluster, scheduler=self.scheduler
+        )
+
 
 def make_intent(plan: Plan, resumed: int | None = None, moved: list[str] | None = None) -> Intent:
     """The intent of this very process to hand ``plan`` over, from now on."""
     return Intent(
         t=time.time(),
         run_id=plan.run_id,
+        cluster=plan.cluster.name,
         scheduler=plan.cluster.scheduler,
         slurm_conf=plan.cluster.slurm_conf,
         host=platform.node(),
@@ -83,11 +91,10 @@ def read_intent(paths: RunPaths) -> Intent | None:
         UserError: the file is damaged, so nobody can say whether there is a job.
     """
     try:
-        value = read_json(paths.intent)
-        return None if value is None else from_value(Intent, value)
+        return read_value(Intent, paths.intent)
     except DAMAGE as error:
         raise UserError(
-            f"{paths.intent} cannot be read: {error}\n"
+            f"{error}\n"
             f"hint: see in the queue whether there is a job named {paths.root.name}, end it, then remove that file"
         ) from error
 
@@ -133,11 +140,9 @@ def settle(paths: RunPaths) -> Submission | None:
     with _alone(paths):
         if read_intent(paths) == intent:  # else another command has settled it meanwhile
             if job_id is not None:
-                claimed = read_submission(paths)
-                assert claimed is not None, "the claim stands before sbatch is called"
-                write_json(paths.submission, to_value(replace(claimed, job_id=job_id)))
+                write_json(paths.submission, to_value(replace(intent.submission(paths), job_id=job_id)))
                 paths.intent.unlink()
-            elif _is_recorded(paths, intent):
+            elif is_recorded(paths, intent):
                 paths.intent.unlink()
             else:
                 undo(paths, intent)
@@ -185,7 +190,7 @@ def _find_outcome(paths: RunPaths, intent: Intent) -> str | None:
     Raises:
         UserError, UnsettledError: as :func:`settle`.
     """
-    if _is_recorded(paths, intent):
+    if is_recorded(paths, intent):
         return None
     is_here = intent.host == platform.node()
     now = time.time()
@@ -233,7 +238,8 @@ def find_job(paths: RunPaths, intent: Intent) -> str | None:
     return later[-1] if later else None
 
 
-def _is_recorded(paths: RunPaths, intent: Intent) -> bool:
+def is_recorded(paths: RunPaths, intent: Intent) -> bool:
+    """Whether the record says where the run went by ``intent``."""
     submission = read_submission(paths)
     has_gone = submission is not None and (submission.job_id is not None or submission.pid is not None)
     return has_gone and submission is not None and submission.t == intent.t

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import launcher
 from launcher.contract.cluster import Cluster
 from launcher.contract.files import DAMAGE, make_folder, write_json, write_text
-from launcher.contract.paths import PIPELINE, RunPaths
+from launcher.contract.paths import RunPaths
 from launcher.contract.pipeline import Pipeline, list_stages
 from launcher.contract.plan import Plan
 from launcher.contract.values import to_value
@@ -64,6 +65,8 @@ def prepare(spec_path: Path, overrides: Sequence[str], *, cluster: str | None, r
     run_id = name_run(name, digest, lambda candidate: _is_taken(runs / candidate))
     plans = _plan_stages(stages, profile, run_id, runs, bases)
     root = runs / run_id
+    for folder in (root, runs / ".secrets", *(root / stage for stage in stages)):
+        refuse_foreign(folder, run_id)
     if list(stages) != [""]:
         make_folder(root)
         root.chmod(0o700)
@@ -116,13 +119,32 @@ def _is_taken(folder: Path) -> bool:
         stages = list_stages(folder)
     except DAMAGE as error:
         raise UserError(
-            f"{folder / PIPELINE} cannot be read: {error}; nothing was written\n"
+            f"{error}; nothing was written\n"
             f"hint: an earlier plan of this file is there; move {folder} away, or choose another name or --runs"
         ) from error
     intents = [intent for paths in stages if (intent := read_intent(paths))]
     if any(intent.resumed is None for intent in intents):
         return False
     return any(paths.submission.exists() or paths.attempts.exists() for paths in stages)
+
+
+def refuse_foreign(folder: Path, name: str) -> None:
+    """What lies in a run directory is run, a pickle among it, and tokens lie beside it: all must be the user's own.
+
+    Raises:
+        UserError: ``folder``, which ``name`` stands for, is there and is another user's, or a link.
+    """
+    try:
+        found = folder.lstat()
+    except OSError:
+        return  # nothing is there yet
+    if stat.S_ISLNK(found.st_mode):
+        why = "is a link"
+    elif found.st_uid != os.geteuid():
+        why = f"belongs to another user (uid {found.st_uid})"
+    else:
+        return
+    raise UserError(f"{name}: {folder} {why}; nothing was submitted\nhint: use a folder of your own, with --runs")
 
 
 def render_all(plan: Plan) -> Prepared:

@@ -25,7 +25,7 @@ from launcher.spec.weights import read_shapes
 
 from .choose import choose_cluster
 from .intent import claim, keep, make_intent, settle
-from .prepare import render_all, resolve_cluster
+from .prepare import refuse_foreign, render_all, resolve_cluster
 from .submit import hand_over, undone_unless_handed_over
 
 FREE_SECTIONS = ("resources", "recovery", "tracking", "cluster")
@@ -56,6 +56,7 @@ def plan_resume(
             nothing left to do.
     """
     before = Plan.load(paths.plan)
+    refuse_foreign(paths.root.resolve(), before.run_id)
     if not paths.submission.exists():
         way = "submit its file instead" if before.group == before.run_id else f"tuneyard retry {before.group} does that"
         raise UserError(f"{before.run_id} was planned but never submitted; {way}")

@@ -17,7 +17,7 @@ from launcher.contract.values import to_value
 from launcher.errors import ClusterError, TuneyardError, UserError
 
 from .cancel import cancel_run
-from .intent import Intent, UnsettledError, claim, make_intent, read_intent, undo
+from .intent import Intent, UnsettledError, claim, is_recorded, make_intent, read_intent, undo
 from .prepare import Prepared
 from .slurm import job_script, submit_job
 from .snapshot import take_snapshot
@@ -112,9 +112,10 @@ def undone_unless_handed_over(paths: RunPaths, intent: Intent) -> Iterator[None]
         yield
     except BaseException as error:
         now = read_intent(paths)
-        if now is not None and now.script is None:
+        if now is None or isinstance(error, UnsettledError) or is_recorded(paths, now):
+            raise
+        if now.script is None:
             undo(paths, now)
-        if now is None or now.script is None or isinstance(error, UnsettledError):
             raise
         raise UnsettledError(
             f"{intent.run_id} may have been submitted: sbatch was called, and then came: {_tell(error)}\n"
@@ -126,13 +127,7 @@ def hand_over(
     plan: Plan, paths: RunPaths, intent: Intent, repository: Path | None, after: str | None = None
 ) -> Submission:
     """Start what ``intent`` has claimed, and write down where it went. Raises as :func:`submit`."""
-    submission = Submission(
-        t=intent.t,
-        run_id=plan.run_id,
-        run_dir=str(paths.root),
-        cluster=plan.cluster.name,
-        scheduler=plan.cluster.scheduler,
-    )
+    submission = intent.submission(paths)
     # Before anything is started: a job knows by it which hand-over it is of.
     write_json(paths.submission, to_value(submission))
     take_snapshot(paths, repository)
