@@ -61,7 +61,6 @@ def publish_step(
     ``started`` is the perf_counter when the ranks began to write.
     """
     _await_files(folder, names)
-    context.leave_if_stale()
     target = context.paths.checkpoint(context.attempt, step)
     publish(
         folder,

@@ -41,7 +41,6 @@ def save_final(trainer: Any, progress: Progress, metrics: dict[str, float]) -> N
         check_saved(folder, weights)
         if progress.has_moved:
             check_moved(weights)
-        context.leave_if_stale()
         paths.completion.unlink(missing_ok=True)  # of a run that is being extended
         shutil.rmtree(paths.final, ignore_errors=True)
         os.rename(folder, paths.final)
