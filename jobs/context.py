@@ -32,9 +32,5 @@ class RankContext:
     def beat(self, step: int, phase: str) -> None:
         """Say how far this rank is: ``phase`` is import, load, data, train, evaluate, rollout, score, save, finish or
         done. Ends the rank where a newer attempt has begun."""
-        self.leave_if_stale()
-        beat(self.paths, rank=self.rank, attempt=self.attempt, step=step, phase=phase)
-
-    def leave_if_stale(self) -> None:
-        """End the rank where a newer attempt has begun; for the moment before something is published."""
         leave_if_stale(self.paths, self.attempt)
+        beat(self.paths, rank=self.rank, attempt=self.attempt, step=step, phase=phase)

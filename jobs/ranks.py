@@ -22,6 +22,8 @@ from launcher.contract.plan import Plan
 
 STRAGGLER_SECONDS = 60
 """How long the others may go on after one rank has ended with 0."""
+STEP_SECONDS, STEP_PAUSE_SECONDS = 45, 2
+"""How long, and how often, Slurm is asked for a step that it refuses."""
 STOP_SECONDS = 10
 """How long the end of the ranks is waited for; a process in an unkillable state does not hold up the rest."""
 
@@ -137,10 +139,20 @@ class SrunRanks:
     )
 
     def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        self._command, self._env = command, env
         self._exits: list[RankExit] = []
+        self._try_until = time.monotonic() + STEP_SECONDS
+        self._start()
+
+    def _start(self) -> None:
         self._trouble: Trouble | None = None
         self._process = subprocess.Popen(
-            command, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+            self._command,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
         )
         assert self._process.stderr is not None
         self._reader = threading.Thread(target=self._read, args=(self._process.stderr,), daemon=True)
@@ -159,8 +171,15 @@ class SrunRanks:
 
     def poll(self) -> int | None:
         code = self._process.poll()
-        if code is not None:
-            self._reader.join(timeout=2)  # the last messages
+        if code is None:
+            return None
+        self._reader.join(timeout=2)  # the last messages
+        # No rank has started. Mostly srun waits for what the step before it still holds; asked for a placement of its
+        # own (--distribution=arbitrary), Slurm 22.05 refuses at once.
+        if self._trouble is not None and self._trouble.node is None and time.monotonic() < self._try_until:
+            time.sleep(STEP_PAUSE_SECONDS)
+            self._start()
+            return None
         return code
 
     def exits(self) -> list[RankExit]:
@@ -174,6 +193,7 @@ class SrunRanks:
             self._process.send_signal(number)  # srun passes SIGUSR1 and SIGUSR2 on
 
     def stop(self) -> None:
+        self._try_until = 0.0
         # At SIGTERM srun kills its step at once ("forcing job termination").
         for name in (signal.SIGTERM, signal.SIGKILL):
             if self._process.poll() is None:

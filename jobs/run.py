@@ -116,7 +116,6 @@ class Run:
         _unite(context, set())
         yield folder
         names = _unite(context, list_names(folder))
-        context.leave_if_stale()
         if context.is_main and step in self._saved:
             shutil.rmtree(folder)
         elif context.is_main:

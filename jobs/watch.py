@@ -4,18 +4,17 @@ import contextlib
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from jobs.diagnose import FirstFailure, blame, explain
+from jobs.diagnose import FirstFailure, explain
+from jobs.hang import Beats, explain_hang
 from jobs.ranks import RankExit, Ranks
 from jobs.scheduler import JobState, ask_state, name_cause
 from jobs.script import complete
 from jobs.signals import Signals
-from jobs.stop import EXIT_STALE, EXIT_STOPPED, STACK_SIGNAL, STOP_SIGNALS
+from jobs.stop import EXIT_STALE, EXIT_STOPPED, STOP_SIGNALS
 from launcher.contract.attempt import EXIT_FAILED, EXIT_OK, Attempt, Cause, Ending, is_stale
 from launcher.contract.files import DAMAGE
-from launcher.contract.heartbeat import Heartbeat, read_heartbeats
+from launcher.contract.heartbeat import read_heartbeats
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 
@@ -30,15 +29,6 @@ LEAVE_SECONDS = 20.0
 """From the completion record to the last rank's end."""
 LAST_SECONDS = 3.0
 """For a last save when Slurm ends the job without grace: KillWait is 30 s by default, and the record comes after it."""
-STACK_SECONDS = 3.0
-"""A rank whose interpreter runs has written its stack by then."""
-BEATING = ("train", "evaluate", "rollout", "score")
-"""Phases that beat with every batch."""
-SLOW_SECONDS = 2 * 3600
-"""Of the other phases (a model is read, rows are prepared, a checkpoint is written), which beat only as they begin."""
-WAITING = ("/torch/", "/accelerate/", "/deepspeed/", "/transformers/", "/trl/")
-"""Where the innermost frame of a rank lies that waits for its peers."""
-
 WORDS: dict[Cause, str] = {
     "preempted": "preempted by a job of higher priority",
     "time_limit": "reached its time limit",
@@ -98,46 +88,8 @@ def watch(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks, signals: 
         with contextlib.suppress(*DAMAGE):
             beats.take(read_heartbeats(paths), now)
         if silent := beats.find_silent(now):
-            return _tell_hang(paths, plan, attempt, ranks, silent)
+            return _failed(explain_hang(paths, plan, attempt, ranks, silent), "hang")
     return _judge(paths, plan, attempt, ranks, ranks.exits())
-
-
-@dataclass(frozen=True)
-class Silence:
-    """A rank that has not beaten for ``seconds``."""
-
-    rank: int
-    seconds: float
-    step: int
-    phase: str
-
-
-class Beats:
-    """When each rank beat last, by the watcher's own clock (those of the nodes may differ), which began at ``now``."""
-
-    def __init__(self, attempt: int, plan: Plan, now: float) -> None:
-        self._attempt = attempt
-        self._limit = plan.spec.recovery.hang_seconds
-        self._seen: dict[int, tuple[Heartbeat | None, float]] = dict.fromkeys(
-            range(plan.topology.world_size), (None, now)
-        )
-
-    def take(self, beats: Sequence[Heartbeat], now: float) -> None:
-        for beat in beats:
-            if beat.attempt == self._attempt and beat.rank in self._seen and beat != self._seen[beat.rank][0]:
-                self._seen[beat.rank] = (beat, now)
-
-    def find_silent(self, now: float) -> list[Silence]:
-        """All ranks once one of them has been silent for longer than its phase may be; the longest silence first."""
-        if self._limit is None:
-            return []
-        found, is_over = [], False
-        for rank, (beat, t) in self._seen.items():
-            step, phase = (beat.step, beat.phase) if beat is not None else (0, "start")
-            limit = self._limit if phase in BEATING else max(self._limit, SLOW_SECONDS)
-            is_over = is_over or now - t > limit
-            found.append(Silence(rank, now - t, step, phase))
-        return sorted(found, key=lambda silence: -silence.seconds) if is_over else []
 
 
 def _may_save(paths: RunPaths, attempt: Attempt, state: JobState | None) -> bool:
@@ -187,55 +139,18 @@ def _judge(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks, ends: Se
     return _failed(explain(paths, attempt, per_node, ends), "crash")
 
 
-def _tell_hang(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks, silent: Sequence[Silence]) -> Ending:
-    """Name the rank that the others wait for: it does not answer, or is somewhere else than all of them."""
-    ranks.send(STACK_SIGNAL)
-    time.sleep(STACK_SECONDS)
-    stacks = {item.rank: _read_stack(paths.rank_stack(attempt.number, item.rank)) for item in silent}
-    mute = [item for item in silent if stacks[item.rank] is None]
-    busy = [item for item in silent if stacks[item.rank] is not None and not _is_waiting(stacks[item.rank] or "")]
-    first, what = silent[0], ""
-    if 0 < len(mute) < len(silent):
-        first, what = mute[0], ": it does not answer (stopped, or something holds its interpreter)"
-    elif len(silent) > len(busy) > 0:
-        first, what = busy[0], f": it is at {_innermost(stacks[busy[0].rank] or '')}, the others wait"
-    limit = plan.spec.recovery.hang_seconds
-    reason = f"hung in {first.phase} after step {first.step}, {first.seconds:.0f} s without progress{what}"
-    failure = blame(paths, attempt, plan.topology.ranks_per_node, first.rank, reason)
-    if not what and len(silent) > 1:
-        failure = FirstFailure(f"all ranks {reason}", None, None, failure.log)
-    hint = f"a step that takes longer than {limit} s needs a higher recovery.hang_seconds"
-    return _failed(failure, "hang", hint)
-
-
-def _read_stack(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return None
-
-
-def _innermost(stack: str) -> str:
-    lines = [line.strip() for line in stack.splitlines() if line.strip().startswith("File ")]
-    return lines[-1] if lines else "an unknown place"
-
-
-def _is_waiting(stack: str) -> bool:
-    return any(part in _innermost(stack) for part in WAITING)
-
-
 def _completed() -> Ending:
     return Ending(t=time.time(), state="completed", exit_code=EXIT_OK, reason="all ranks finished")
 
 
-def _failed(failure: FirstFailure, cause: Cause, hint: str | None = None) -> Ending:
+def _failed(failure: FirstFailure, cause: Cause) -> Ending:
     return Ending(
         t=time.time(),
         state="failed",
         exit_code=EXIT_FAILED,
         reason=failure.reason,
         cause="error" if failure.is_error else cause,
-        hint=hint or failure.hint,
+        hint=failure.hint,
         rank=failure.rank,
         node=failure.node,
         log=failure.log,

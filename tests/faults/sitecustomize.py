@@ -17,12 +17,13 @@ if os.environ.get("TUNEYARD_FAULT") and os.environ.get("TUNEYARD_ATTEMPT"):
 
     _rank, _phase, _step, _action, *_attempt = os.environ["TUNEYARD_FAULT"].split()
     _beat = heartbeat.beat
+    _paused: list[int] = []
 
     def beat(paths, *, rank, attempt, step, phase):  # type: ignore[no-untyped-def]
         _beat(paths, rank=rank, attempt=attempt, step=step, phase=phase)
         if _rank not in (str(rank), socket.gethostname()) or phase != _phase or step < int(_step):
             return
-        if _attempt not in ([], [str(attempt)]):
+        if _attempt not in ([], [str(attempt)]) or _paused:
             return
         (paths.logs(attempt) / "fault").write_text(str(time.time()))
         if _action == "kill":
@@ -38,6 +39,7 @@ if os.environ.get("TUNEYARD_FAULT") and os.environ.get("TUNEYARD_ATTEMPT"):
         if _action == "sleep":
             time.sleep(3600)
         if _action in ("pause", "pause_short"):
+            _paused.append(step)
             time.sleep(40 if _action == "pause" else 4)
         if _action in ("SIGSEGV", "SIGABRT"):
             os.kill(os.getpid(), signal.Signals[_action])

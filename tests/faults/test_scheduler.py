@@ -106,10 +106,11 @@ def test_a_complete_run_that_is_requeued_leaves_at_once(submit: Submit, weights:
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(1000)
 def test_five_time_limits_in_a_row(submit: Submit, weights: bytes) -> None:
     # --time is in minutes and the warning comes up to 30 s early: some 25 s are left of each.
     run = submit("resources.time=1m", pace=5.0, sbatch='signal: "USR2@5"')
-    assert run.wait_for_end(400)["state"] == "completed", run.tell()
+    assert run.wait_for_end(900)["state"] == "completed", run.tell()
     *limits, last = run.attempts()
     assert len(limits) >= 5
     assert {attempt.ended.cause for attempt in limits if attempt.ended} == {"time_limit"}

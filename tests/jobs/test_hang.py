@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from jobs.watch import SLOW_SECONDS, Beats
+from jobs.hang import SLOW_SECONDS, Beats
 from launcher.contract.heartbeat import Heartbeat
 from launcher.contract.plan import Batch, Plan, Topology
 from launcher.contract.spec import Recovery, Spec
