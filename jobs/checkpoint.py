@@ -14,7 +14,7 @@ from launcher.contract.ledger import LedgerWriter
 from launcher.contract.lineage import find_used
 from launcher.contract.manifest import MANIFEST, find_problems, publish
 from launcher.contract.paths import RunPaths
-from launcher.contract.strategies import FIXED_WORLD
+from launcher.contract.strategies import has_fixed_world
 
 from .context import RankContext
 from .errors import JobError, StaleAttemptError
@@ -156,7 +156,7 @@ def check_resumable(context: RankContext) -> None:
             f"parallel.strategy: {strategy} cannot go on from a checkpoint of {written['strategy']}; "
             f"set parallel.strategy={written['strategy']}"
         )
-    if strategy in FIXED_WORLD and written.get("world_size", world_size) != world_size:
+    if has_fixed_world(context.plan.spec) and written.get("world_size", world_size) != world_size:
         raise JobError(
             f"resources: {strategy} goes on with as many ranks as wrote the checkpoint, {written['world_size']}; "
             f"the plan has {world_size}"

@@ -249,13 +249,15 @@ def run_trainer(trainer: Any) -> None:
     import transformers
 
     from .final import save_final
+    from .universal import find_origin
 
     progress: Progress = trainer.progress
     context = progress.context
     # Dropout of each rank from a random state of its own; until here all ranks drew alike, so that weights agree.
     transformers.set_seed(context.plan.spec.train.seed + context.rank)
+    origin = find_origin(trainer, context)
     try:
-        trainer.train(resume_from_checkpoint=str(context.resume_from) if context.resume_from is not None else None)
+        trainer.train(resume_from_checkpoint=str(origin) if origin is not None else None)
     finally:
         progress.background.wait()
     if progress.is_stopped:

@@ -84,7 +84,8 @@ def _find_faults(error: BaseException, root: Path) -> Iterator[tuple[int, Path]]
     for part in _chain(error):
         if isinstance(part, OSError) and part.errno in FAULTS:
             yield part.errno, Path(os.fsdecode(part.filename)) if part.filename else root
-        for number in FAULTS:  # safetensors raises an error of its own with the system's words in it
+        # safetensors raises an error of its own with the system's words in it.
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             if os.strerror(number) in str(part):
                 yield number, root
 

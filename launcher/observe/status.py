@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,7 +136,7 @@ def _judge(this: _HandOver, job: JobView | None, before: _HandOver | None, paren
         submission=submission,
         last=last,
         job=job,
-        fault=None if paths.completion.exists() else find_fault(paths.root),
+        find_fault=lambda: find_fault(paths.root),
     )
     if state in ("pending", "running") and submission and (before_this := _tell_before(attempts, submission)):
         # Beside what Slurm says of a job that waits once more (BeginTime, Resources).
@@ -190,7 +190,7 @@ def _tell_damage(paths: RunPaths, damage: str) -> Status:
 
 def find_fault(root: Path) -> str | None:
     """What keeps a run from leaving a record of its end below ``root``: its disk is full or read-only; None if neither
-    is so."""
+    is so. Waits where the disk stalls, so it is not to be asked of a run that lives."""
     try:
         # A file without a name, gone when it is closed: ext4 that has met an error says so to nothing less.
         os.close(os.open(root, os.O_TMPFILE | os.O_WRONLY))
@@ -207,9 +207,9 @@ def decide(
     submission: Submission | None,
     last: Attempt | None,
     job: JobView | None,
-    fault: str | None = None,
+    find_fault: Callable[[], str | None] = lambda: None,
 ) -> tuple[str, str | None]:
-    """State and reason; ``fault`` is that of :func:`find_fault`, the reason where a run has left no record.
+    """State and reason; ``find_fault`` is asked where a run has ended and left no record.
 
     The completion record outranks all. Then comes how the last attempt of this very submission ended, by its own
     word; then the scheduler, on whether the job lives. Its silence is no verdict.
@@ -230,7 +230,7 @@ def decide(
         if is_running(submission.pid, submission.pid_start):
             return "running", None
         gone = "the supervisor is gone without a record"
-        return _ended(ending, is_cancelled, f"{gone}: {fault or 'killed, or the machine restarted'}")
+        return _ended(ending, is_cancelled, f"{gone}: {find_fault() or 'killed, or the machine restarted'}")
     if submission.job_id is None:
         return "unknown", "the launcher stopped between claiming the run and recording its job id"
     if job is None:
@@ -244,7 +244,7 @@ def decide(
         return "unknown", f"Slurm says {job.state}"
     if job.state in ENDINGS:
         return "failed", ENDINGS[job.state]
-    silent = f"Slurm says {job.state}, and the job left no record; {fault or 'see logs/batch-*.log'}"
+    silent = f"Slurm says {job.state}, and the job left no record; {find_fault() or 'see logs/batch-*.log'}"
     return _ended(ending, is_cancelled, silent)
 
 

@@ -15,7 +15,7 @@ from launcher.contract.paths import PIPELINE, RunPaths
 from launcher.contract.pipeline import REFERENCE_START
 from launcher.contract.plan import Plan
 from launcher.contract.spec import Spec
-from launcher.contract.strategies import FIXED_WORLD
+from launcher.contract.strategies import has_fixed_world
 from launcher.contract.submission import Submission
 from launcher.contract.values import to_value
 from launcher.errors import SpecError, UserError
@@ -217,11 +217,11 @@ def _refuse_another_run(loaded: LoadedSpec, before: Spec) -> None:
 def _refuse_another_world_size(loaded: LoadedSpec, plan: Plan, before: Plan, paths: RunPaths) -> None:
     """What the ranks would refuse when they have started (``jobs/checkpoint.py``), without reading the weights."""
     strategy, asked = plan.spec.parallel.strategy, plan.topology
-    if strategy not in FIXED_WORLD:
+    if not has_fixed_world(plan.spec):
         return
     manifests = (read_manifest(folder) for folder in reversed(list_checkpoints(paths)))
     newest = next((manifest for manifest in manifests if manifest is not None), None)
-    if newest is None or newest["world_size"] == asked.world_size:
+    if newest is None or newest.get("world_size", asked.world_size) == asked.world_size:
         return
     written = newest["world_size"]
     per_node = math.gcd(written, before.topology.ranks_per_node)
@@ -231,7 +231,7 @@ def _refuse_another_world_size(loaded: LoadedSpec, plan: Plan, before: Plan, pat
         f"(step {newest['step']}), and now there would be {asked.world_size}"
     )
     hint = (
-        f"set resources.nodes={written // per_node} resources.gpus_per_node={per_node}; only runs with ddp or fsdp "
-        "can go on with another number of ranks"
+        f"set resources.nodes={written // per_node} resources.gpus_per_node={per_node}; runs with ddp or fsdp can go "
+        "on with another number of ranks, and those of sft, reward and dpo with optimizer: adamw"
     )
     raise SpecError([loaded.problem(key, message, hint)])

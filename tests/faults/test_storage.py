@@ -126,6 +126,7 @@ def disk(tuneyard: Tuneyard, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     yield made
     with contextlib.suppress(subprocess.CalledProcessError):  # it may not be stalled
         made.stall(on=False)
+    tuneyard("cancel", "last", "-y")  # of a test that has failed
     made.unmount()
 
 
@@ -207,7 +208,7 @@ def test_a_disk_that_fills_up_in_a_save_stops_the_run_and_says_so(tuneyard: Tune
 def test_a_disk_that_fills_up_in_the_logs_stops_the_run_and_says_so(tuneyard: Tuneyard, disk: Disk) -> None:
     runs = Runs(tuneyard, "train.max_steps=2")
     paths = runs.submit("--wait")
-    disk.fill(RESERVE_BYTES + 2**17)
+    disk.fill(RESERVE_BYTES + 9 * 2**13)
     assert runs.resume("train.max_steps=900", "train.save_every_steps=null") != 0
     status = tuneyard.status()
     assert status["state"] == "failed"
@@ -221,7 +222,7 @@ def test_a_disk_that_fills_up_in_the_logs_stops_the_run_and_says_so(tuneyard: Tu
     assert same_weights(runs.straight("train.max_steps=12"), paths.final)
     record(
         "15 disk full during a log write",
-        "an ext4 file system with room for some hundred rows",
+        "an ext4 file system with room for some rows",
         "stopped, status says that the disk is full and where; no row is torn; resumed, final weights bitwise equal",
         committed_checkpoints_lost=0,
     )
@@ -231,9 +232,9 @@ def test_a_disk_that_fills_up_in_the_logs_stops_the_run_and_says_so(tuneyard: Tu
 @pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_a_disk_that_becomes_read_only_stops_the_run(tuneyard: Tuneyard, disk: Disk) -> None:
-    runs = Runs(tuneyard, "train.max_steps=2000", "train.save_every_steps=20")
+    runs = Runs(tuneyard, "train.max_steps=2000", "train.save_every_steps=5")
     paths = runs.submit()
-    await_checkpoint(paths, 20)
+    await_checkpoint(paths, 5)
     disk.break_()
     started = time.monotonic()
     status = await_state(tuneyard, "failed")
@@ -243,7 +244,7 @@ def test_a_disk_that_becomes_read_only_stops_the_run(tuneyard: Tuneyard, disk: D
     assert kept is not None
     disk.mend()
     assert newest_checkpoint(paths) == kept
-    step = read_step(kept) + 20
+    step = read_step(kept) + 5
     assert runs.resume(f"train.max_steps={step}") == 0
     assert same_weights(runs.straight(f"train.max_steps={step}"), paths.final)
     record(
@@ -259,9 +260,9 @@ def test_a_disk_that_becomes_read_only_stops_the_run(tuneyard: Tuneyard, disk: D
 @pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_a_run_outlives_storage_that_stalls(tuneyard: Tuneyard, disk: Disk) -> None:
-    runs = Runs(tuneyard, "train.max_steps=300", "train.save_every_steps=50")
+    runs = Runs(tuneyard, "train.max_steps=120", "train.save_every_steps=10")
     paths = runs.submit()
-    await_checkpoint(paths, 50)
+    await_checkpoint(paths, 10)
     disk.stall(on=True)
     began = time.monotonic()
     while time.monotonic() < began + STALL_SECONDS:
@@ -270,7 +271,7 @@ def test_a_run_outlives_storage_that_stalls(tuneyard: Tuneyard, disk: Disk) -> N
     disk.stall(on=False)
     await_state(tuneyard, "completed", seconds=240)
     assert len(read_attempts(paths)) == 1
-    assert [row["step"] for row in merge_metrics(read_run(paths)) if "loss" in row] == list(range(1, 301))
+    assert [row["step"] for row in merge_metrics(read_run(paths)) if "loss" in row] == list(range(1, 121))
     record(
         "15 storage stalls",
         f"fsfreeze of an ext4 file system for {STALL_SECONDS} s while training",

@@ -12,7 +12,7 @@ from launcher.contract.attempt import Attempt
 from launcher.contract.checkpoints import best_checkpoint, choose_checkpoint, list_checkpoints, newest_checkpoint
 from launcher.contract.manifest import find_problems, publish
 from launcher.contract.paths import RunPaths
-from launcher.contract.spec import Parallel
+from launcher.contract.spec import Parallel, Train
 from tests.plans import LOCAL, plan_on
 
 
@@ -133,13 +133,14 @@ def test_a_checkpoint_is_resumed_by_the_strategy_and_the_ranks_that_its_state_wa
     folder.mkdir(parents=True)
     publish(folder, paths.checkpoint(1, 10), strategy="zero3", world_size=4)
 
-    def check(strategy: str, ranks: int) -> None:
-        parallel = Parallel(strategy=strategy)  # type: ignore[arg-type]
-        plan = plan_on(LOCAL, nodes=1, ranks_per_node=ranks, parallel=parallel)
+    def check(strategy: str, ranks: int, optimizer: str = "sgd") -> None:
+        parallel, train = Parallel(strategy=strategy), Train(optimizer=optimizer)  # type: ignore[arg-type]
+        plan = plan_on(LOCAL, nodes=1, ranks_per_node=ranks, parallel=parallel, train=train)
         numbers = {"attempt": 2, "rank": 0, "local_rank": 0, "world_size": ranks}
         check_resumable(RankContext(paths=paths, plan=plan, node="n0", resume_from=paths.checkpoint(1, 10), **numbers))
 
     check("zero3", 4)
+    check("zero3", 2, "adamw")
     with pytest.raises(JobError, match=r"fsdp cannot go on from a checkpoint of zero3; set parallel\.strategy=zero3"):
         check("fsdp", 4)
     with pytest.raises(JobError, match="as many ranks as wrote the checkpoint, 4; the plan has 2"):

@@ -112,6 +112,16 @@ def test_a_job_that_slurm_calls_completed_without_a_completion_record_failed() -
     assert "no record" in str(reason)
 
 
+def test_a_run_that_could_write_no_record_has_its_disk_as_the_reason() -> None:
+    fault = "the disk is read-only: /runs/a"
+    local = dataclasses.replace(SLURM, scheduler="local", job_id=None, pid=1, pid_start=0)
+    for changes in ({"submission": local}, {"job": JobView("COMPLETED", None)}):
+        state, reason = _decide(last=GOING, find_fault=lambda: fault, **changes)
+        assert state == "failed"
+        assert fault in str(reason)
+        assert "no record" in str(reason) or "without a record" in str(reason)
+
+
 def test_time_limit_has_a_remedy() -> None:
     state, reason = _decide(job=JobView("TIMEOUT", None), last=GOING)
     assert state == "failed"

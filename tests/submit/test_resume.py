@@ -31,11 +31,12 @@ resources: {gpus_per_node: 4}
 """
 
 
-def end(tuneyard: Tuneyard, strategy: str) -> RunPaths:
+def end(tuneyard: Tuneyard, strategy: str, optimizer: str = "sgd") -> RunPaths:
     """A run on four ranks of this machine that failed after its checkpoints at steps 5 and 10."""
     (tuneyard.folder / "rows.jsonl").write_text('{"messages": []}\n')
     (tuneyard.folder / "ended.yaml").write_text(SPEC)
-    planned = tuneyard("plan", "ended.yaml", f"parallel.strategy={strategy}", "--cluster", "local", "--json")
+    changes = (f"parallel.strategy={strategy}", f"train.optimizer={optimizer}")
+    planned = tuneyard("plan", "ended.yaml", *changes, "--cluster", "local", "--json")
     assert planned.returncode == 0, planned.stderr
     plan = json.loads(planned.stdout)
     paths = RunPaths(Path(plan["runs"]) / plan["run_id"])
@@ -58,7 +59,9 @@ def files(paths: RunPaths) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
-def test_deepspeed_goes_on_only_with_as_many_ranks_as_wrote_the_checkpoint(tuneyard: Tuneyard, strategy: str) -> None:
+def test_deepspeed_with_sgd_goes_on_only_with_as_many_ranks_as_wrote_the_checkpoint(
+    tuneyard: Tuneyard, strategy: str
+) -> None:
     paths = end(tuneyard, strategy)
     before = files(paths)
     refused = tuneyard("resume", "last", "resources.gpus_per_node=2")
@@ -67,7 +70,8 @@ def test_deepspeed_goes_on_only_with_as_many_ranks_as_wrote_the_checkpoint(tuney
     assert f"{strategy} goes on only with as many ranks as wrote its newest checkpoint: 4 did" in refused.stderr
     assert "(step 10), and now there would be 2" in refused.stderr
     assert "set resources.nodes=1 resources.gpus_per_node=4" in refused.stderr
-    assert "ddp or fsdp can go on with another number" in refused.stderr
+    assert "with ddp or fsdp can go on with another number" in refused.stderr
+    assert "optimizer: adamw" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert files(paths) == before
     # Four ranks they stay, whatever the micro batch.
@@ -75,9 +79,11 @@ def test_deepspeed_goes_on_only_with_as_many_ranks_as_wrote_the_checkpoint(tuney
     assert files(paths) == before
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_ddp_and_fsdp_go_on_with_another_number_of_ranks(tuneyard: Tuneyard, strategy: str) -> None:
-    plan = plan_resume(end(tuneyard, strategy), ["resources.gpus_per_node=2"], cluster=None)
+@pytest.mark.parametrize(
+    ("strategy", "optimizer"), [("ddp", "sgd"), ("fsdp", "sgd"), ("zero2", "adamw"), ("zero3", "adamw")]
+)
+def test_the_others_go_on_with_another_number_of_ranks(tuneyard: Tuneyard, strategy: str, optimizer: str) -> None:
+    plan = plan_resume(end(tuneyard, strategy, optimizer), ["resources.gpus_per_node=2"], cluster=None)
     assert (plan.topology.world_size, plan.batch.accumulation, plan.batch.global_batch) == (2, 4, 8)
 
 
