@@ -208,7 +208,7 @@ def test_a_disk_that_fills_up_in_a_save_stops_the_run_and_says_so(tuneyard: Tune
 def test_a_disk_that_fills_up_in_the_logs_stops_the_run_and_says_so(tuneyard: Tuneyard, disk: Disk) -> None:
     runs = Runs(tuneyard, "train.max_steps=2")
     paths = runs.submit("--wait")
-    disk.fill(RESERVE_BYTES + 9 * 2**13)
+    disk.fill(RESERVE_BYTES + 2**15)
     assert runs.resume("train.max_steps=900", "train.save_every_steps=null") != 0
     status = tuneyard.status()
     assert status["state"] == "failed"
