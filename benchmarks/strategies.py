@@ -39,6 +39,7 @@ def describe(rows: list[Row]) -> dict[str, Any]:
     # Tokens of a step over its rate: without evaluations and saves between the steps.
     tokens = [after["tokens"] - before["tokens"] for before, after in itertools.pairwise(metrics)]
     seconds = [count / row["tokens_per_s"] for count, row in zip(tokens, metrics[1:], strict=True)]
+    saves = events(rows, "checkpoint")
     (live,) = memory["live_bytes"].values()
     return {
         "loss": {row["step"]: row["loss"] for row in metrics},
@@ -47,7 +48,7 @@ def describe(rows: list[Row]) -> dict[str, Any]:
         "weights, MiB": f"{check['bytes_local'] / MIB:.1f}",
         "live tensors, MiB": f"{live['min'] / MIB:.1f} to {live['max'] / MIB:.1f}",
         "s per step": f"{statistics.median(seconds):.2f}",
-        "s per checkpoint": f"{statistics.median(row['seconds'] for row in events(rows, 'checkpoint')):.2f}",
+        "stall per checkpoint, s": f"{statistics.median(row['stall_seconds'] for row in saves):.2f}",
     }
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from jobs.storage import RESERVE_BYTES
 from launcher.contract.attempt import Attempt, read_attempts
 from launcher.contract.checkpoints import choose_checkpoint, newest_checkpoint
-from launcher.contract.ledger import merge_metrics, read_run
+from launcher.contract.ledger import events, merge_metrics, read_rows, read_run
 from launcher.contract.manifest import find_problems
 from launcher.contract.paths import RunPaths, read_step
 from launcher.contract.spec import Data, Train
@@ -155,7 +155,7 @@ class Runs:
         return self.submit(*changes, "--runs", "elsewhere", "--wait").final
 
 
-def await_state(tuneyard: Tuneyard, *states: str, seconds: float = 120) -> dict[str, Any]:
+def await_state(tuneyard: Tuneyard, *states: str, seconds: float = 300) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while (status := tuneyard.status())["state"] not in states:
         assert time.monotonic() < deadline, status
@@ -163,7 +163,7 @@ def await_state(tuneyard: Tuneyard, *states: str, seconds: float = 120) -> dict[
     return status
 
 
-def await_checkpoint(paths: RunPaths, step: int, seconds: float = 120) -> Path:
+def await_checkpoint(paths: RunPaths, step: int, seconds: float = 300) -> Path:
     deadline = time.monotonic() + seconds
     while (newest := newest_checkpoint(paths)) is None or read_step(newest) < step:
         assert time.monotonic() < deadline
@@ -208,8 +208,14 @@ def test_a_disk_that_fills_up_in_a_save_stops_the_run_and_says_so(tuneyard: Tune
 def test_a_disk_that_fills_up_in_the_logs_stops_the_run_and_says_so(tuneyard: Tuneyard, disk: Disk) -> None:
     runs = Runs(tuneyard, "train.max_steps=2")
     paths = runs.submit("--wait")
-    disk.fill(RESERVE_BYTES + 9 * 2**13)
-    assert runs.resume("train.max_steps=900", "train.save_every_steps=null") != 0
+    changes = ("train.max_steps=2000", "train.save_every_steps=null")
+    assert tuneyard("resume", "last", *changes).returncode == 0
+    deadline = time.monotonic() + 300
+    while not events(read_rows(paths.ledger(2)), "memory"):  # its first step is done
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    disk.fill(2**14)
+    await_state(tuneyard, "failed")
     status = tuneyard.status()
     assert status["state"] == "failed"
     assert "the disk is full: " in str(status["reason"]), status
@@ -222,7 +228,7 @@ def test_a_disk_that_fills_up_in_the_logs_stops_the_run_and_says_so(tuneyard: Tu
     assert same_weights(runs.straight("train.max_steps=12"), paths.final)
     record(
         "15 disk full during a log write",
-        "an ext4 file system with room for some rows",
+        "an ext4 file system that is filled while training",
         "stopped, status says that the disk is full and where; no row is torn; resumed, final weights bitwise equal",
         committed_checkpoints_lost=0,
     )
@@ -269,7 +275,7 @@ def test_a_run_outlives_storage_that_stalls(tuneyard: Tuneyard, disk: Disk) -> N
         assert tuneyard.status()["state"] == "running"
         time.sleep(5)
     disk.stall(on=False)
-    await_state(tuneyard, "completed", seconds=240)
+    await_state(tuneyard, "completed")
     assert len(read_attempts(paths)) == 1
     assert [row["step"] for row in merge_metrics(read_run(paths)) if "loss" in row] == list(range(1, 121))
     record(
