@@ -40,7 +40,15 @@ def _train(writer: LedgerWriter, steps: range) -> list[float]:
     "fault",
     [
         pytest.param("answers 500", marks=pytest.mark.fault_class),
-        *(pytest.param(name, marks=pytest.mark.faults) for name in FAULTS if name != "answers 500"),
+        pytest.param("answers 429", marks=pytest.mark.faults),
+        pytest.param("takes 30 s to answer", marks=pytest.mark.faults),
+        pytest.param(
+            "answers 404",
+            marks=[
+                pytest.mark.faults,
+                pytest.mark.xfail(strict=True, reason="wandb 0.31 gives up at a 404, yet finishes as if all was sent"),
+            ],
+        ),
         pytest.param("its process is killed", marks=pytest.mark.faults),
         pytest.param("is down at the start", marks=pytest.mark.faults),
     ],
