@@ -30,7 +30,8 @@ def test_slurmctld_is_away(submit: Submit, weights: bytes, mended: None, event: 
         run.wait_for(lambda: "slurmctld is away" in run.paths.supervisor_log(1).read_text())
     elif event == "crash":
         os.kill(run.beats(1)[1].pid, signal.SIGKILL)
-        run.wait_for(lambda: "slurmctld is away" in run.paths.supervisor_log(len(run.attempts())).read_text())
+        # New ranks are tried for in the same allocation first.
+        run.wait_for(lambda: "slurmctld is away" in run.paths.supervisor_log(len(run.attempts())).read_text(), 180)
     else:
         run.wait_for_step(10)
     seconds = time.monotonic() - away
