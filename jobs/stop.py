@@ -92,12 +92,13 @@ def _listen(paths: RunPaths, attempt: int, rank: int, signals: set[signal.Signal
 
 
 def _take(number: int, frame: FrameType | None) -> None:
-    _asked.set()
-    what = "stops after this step" if _has_work.is_set() else "stops, with nothing to save yet"
+    has_work = _has_work.is_set()
+    what = "stops after this step" if has_work else "stops, with nothing to save yet"
     # By os.write, for the main thread may hold the stream's lock.
     os.write(1, f"{signal.Signals(number).name}: {what}\n".encode())
-    if not _has_work.is_set():
+    if not has_work:
         os._exit(EXIT_STOPPED)
+    _asked.set()
 
 
 def _block() -> None:
