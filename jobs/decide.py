@@ -44,9 +44,9 @@ class Decision:
 def decide(history: Sequence[Attempt], *, max_attempts: int, can_requeue: bool, are_nodes_well: bool) -> Decision:
     """What follows the last attempt of ``history``, which has ended; all of them are of one submission.
 
-    ``max_attempts`` is how many may fail in a row without a newer checkpoint (``recovery.max_attempts``).
-    ``can_requeue``: it is a job of Slurm's that is ours; ``are_nodes_well``: as far as
-    one knows, new ranks can start where the last ones were.
+    ``max_attempts`` is how many may fail in a row without a newer checkpoint (``recovery.max_attempts``); 1
+    makes every failure final. ``can_requeue``: it is a job of Slurm's that is ours; ``are_nodes_well``: as far as one
+    knows, new ranks can start where the last ones were.
     """
     ending = history[-1].ended
     assert ending is not None
@@ -61,9 +61,9 @@ def decide(history: Sequence[Attempt], *, max_attempts: int, can_requeue: bool, 
         if lemon is not None:
             hits = f"{LEMON_HITS} of the last {LEMON_ATTEMPTS} failures began on {lemon}, whichever ranks it had"
             return Decision("requeue", EXIT_FAILED, f"{ending.reason}; {hits}: it is left out from now on", (lemon,))
+        if max_attempts == 1:
+            return Decision("stop", EXIT_FAILED, ending.reason)
         if spent >= max_attempts:
-            if max_attempts == 1:
-                return Decision("stop", EXIT_FAILED, ending.reason)
             return _give_up(ending.reason, spent, words, "")
         if are_nodes_well or not can_requeue:
             return Decision("restart", EXIT_FAILED, ending.reason, is_moved=_repeats(history))
