@@ -195,7 +195,7 @@ def test_a_supervisor_that_fails_says_why(tmp_path: Path) -> None:
     assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60).returncode == 1
     ending = read_attempts(dpo)[0].ended
     assert ending is not None
-    assert (ending.state, ending.reason.partition(":")[0]) == ("failed", "JSONDecodeError")
+    assert (ending.state, ending.reason.partition(":")[0]) == ("failed", "DamagedFile")
     assert "Traceback" in dpo.supervisor_log(1).read_text()
     assert not dpo.secrets.exists()
 
