@@ -21,14 +21,13 @@ from .generate import draw_noise, gather_weights, generate
 from .prompts import PromptRows
 from .rollout import Rollout, State, choose, deal, pad_sequences, share
 from .scorer import Answer, Scorer
+from .trainer import Metrics
 from .vllm_engine import VllmEngine
 
 SAMPLES = 4
 """Responses of a rollout, or of an evaluation, that the ledger shows."""
 HELD_OUT = 2**40
 """Where the held-out prompts begin in the stream of positions that noise is drawn for."""
-
-Numbers = dict[str, float]
 
 
 class Collector:
@@ -48,7 +47,7 @@ class Collector:
         """Responses of a rollout."""
         self.tokenizer = trainer.processing_class
 
-    def collect(self, rows: PromptRows, state: State) -> tuple[Rollout, Numbers]:
+    def collect(self, rows: PromptRows, state: State) -> tuple[Rollout, Metrics]:
         """The next prompts of ``rows``, answered and turned into advantages, and what the ledger says of that.
 
         ``state`` moves on to the rollout's first minibatch.
@@ -86,7 +85,7 @@ class Collector:
             state.kl_coef = adapt_kl_coef(state.kl_coef, told["kl"], self.ppo.kl_target, self.size, self.ppo.kl_horizon)
         return rollout, told
 
-    def measure(self, rows: PromptRows) -> Numbers:
+    def measure(self, rows: PromptRows) -> Metrics:
         """Scores of responses to all of the held-out ``rows``, always with the same noise."""
         every = numpy.arange(len(rows))
         rollout = self._answer(rows, every, every + HELD_OUT)
@@ -215,7 +214,7 @@ class Collector:
             used = (used - state.scores.mean) / (state.scores.std + 1e-8)
         return used if ppo.clip_reward is None else used.clip(-ppo.clip_reward, ppo.clip_reward)
 
-    def _summarize(self, rollout: Rollout, scores: Floats, kl: list[Floats]) -> Numbers:
+    def _summarize(self, rollout: Rollout, scores: Floats, kl: list[Floats]) -> Metrics:
         """Of responses: their scores as the reward gave them, divergence per sequence, length."""
         return {
             "score": float(scores.mean()),

@@ -26,8 +26,12 @@ from .intent import Intent, SilenceError, UnsettledError, find_job, note_call
 from .script import setup_lines
 
 # What sbatch is given is kept in slurmctld's state and shown to admins: only these names, never the caller's whole
-# environment (tokens are in it).
-EXPORTED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "SLURM_CONF", "USER")
+# environment (tokens are in it). sbatch itself runs with nothing else: --export=NAMES would make Slurm start a login
+# shell on the node before each job, and where that takes longer than 20 s slurmctld counts the job as lost.
+EXPORTED = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "SHELL", "SLURM_CONF", "USER")
+# The shell function `module` and what it has loaded, which PATH agrees with.
+MODULES = ("BASH_ENV", "BASH_FUNC_ml", "BASH_FUNC_module", "BASH_FUNC__module_raw", "LMOD_", "__LMOD_", "MODULE")
+MODULES += ("LOADEDMODULES", "_LMFILES_")
 SIGNAL_SECONDS = 90
 PATIENCE_SECONDS = 90.0
 PAUSES = (2.0, 4.0, 8.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0)
@@ -157,9 +161,9 @@ def _sleep(seconds: float) -> None:
 @contextmanager
 def _scheduler_environment(plan: Plan) -> Iterator[None]:
     saved = dict(os.environ)
-    wanted = scheduler_environment(plan.cluster.slurm_conf)  # made of the environment that is cleared next
+    env = scheduler_environment(plan.cluster.slurm_conf)  # made of the environment that is cleared next
     os.environ.clear()
-    os.environ.update(wanted)
+    os.environ.update({name: value for name, value in env.items() if name in EXPORTED or name.startswith(MODULES)})
     try:
         yield
     finally:
@@ -172,7 +176,7 @@ def _parameters(plan: Plan, paths: RunPaths, after: str | None) -> dict[str, Any
     # A literal % in the run's path would be read as a pattern of sbatch's.
     logs = str(paths.root / "logs").replace("%", "%%")
     more: dict[str, Any] = {
-        "export": ",".join(EXPORTED),
+        "export": "ALL",
         "requeue": True,
         "output": f"{logs}/batch-%j.log",
     }

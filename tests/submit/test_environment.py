@@ -11,11 +11,15 @@ from launcher.submit.submit import refuse
 from tests.plans import DEVCLUSTER, plan_on
 
 
-def test_sbatch_has_the_callers_environment_but_nothing_of_a_job_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sbatch_has_named_variables_and_nothing_of_a_job_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/opt/slurm/bin:/usr/bin")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm/here.conf")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SBATCH_PARTITION", "elsewhere")
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    function = "BASH_FUNC_module%%"
+    monkeypatch.setenv(function, "() { :; }")
+    monkeypatch.setenv("MODULEPATH", "/opt/modules")
     before = dict(os.environ)
     with _scheduler_environment(plan_on(DEVCLUSTER)):
         assert os.environ["PATH"] == "/opt/slurm/bin:/usr/bin"
@@ -23,6 +27,9 @@ def test_sbatch_has_the_callers_environment_but_nothing_of_a_job_around_it(monke
         assert os.environ["SLURM_CONF"] == (DEVCLUSTER.slurm_conf or "/etc/slurm/here.conf")
         assert "SLURM_JOB_ID" not in os.environ
         assert "SBATCH_PARTITION" not in os.environ
+        assert "WANDB_API_KEY" not in os.environ
+        assert os.environ[function] == "() { :; }"
+        assert os.environ["MODULEPATH"] == "/opt/modules"
     assert dict(os.environ) == before
 
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 
 # Parameters
-#SBATCH --export=HOME,LANG,LC_ALL,LOGNAME,PATH,SHELL,SLURM_CONF,USER
+#SBATCH --export=ALL
 #SBATCH --gpus-per-node=2
 #SBATCH --job-name=sft-demo-000000
 #SBATCH --nodes=2

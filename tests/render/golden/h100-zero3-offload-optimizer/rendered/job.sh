@@ -4,7 +4,7 @@
 #SBATCH --account='project 1'
 #SBATCH --cpus-per-task=12
 #SBATCH --exclusive
-#SBATCH --export=HOME,LANG,LC_ALL,LOGNAME,PATH,SHELL,SLURM_CONF,USER
+#SBATCH --export=ALL
 #SBATCH --gpus-per-node=8
 #SBATCH --job-name=sft-demo-000000
 #SBATCH --nodes=4
