@@ -1,11 +1,11 @@
-# make install | demo | test | cells | gpu | check | wheel | clean
+# make install | demo | test | cells | faults | gpu | check | wheel | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEBIAN_PACKAGES := slurm-wlm slurmdbd mariadb-server munge iproute2
 
-.PHONY: install demo test test-fast cells gpu check format slurm-packages wheel clean
+.PHONY: install demo test test-fast cells faults gpu check format slurm-packages wheel clean
 
 install: $(INSTALLED)
 
@@ -34,6 +34,12 @@ gpu: install
 # Reward, DPO and PPO under every strategy on two nodes of the development cluster.
 cells: install slurm-packages
 	$(BIN)/python -m pytest -m cells
+
+# Every case of docs/reliability.md, whose table is made of what they found.
+faults: install slurm-packages
+	rm -f build/faults.jsonl
+	$(BIN)/python -m pytest -m "faults or fault_class"
+	$(BIN)/python -m tests.reliability
 
 check: install
 	$(BIN)/ruff check
