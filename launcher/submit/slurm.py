@@ -30,7 +30,7 @@ from .script import setup_lines
 # shell on the node before each job, and where that takes longer than 20 s slurmctld counts the job as lost.
 EXPORTED = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "SHELL", "SLURM_CONF", "USER")
 # The shell function `module` and what it has loaded, which PATH agrees with.
-MODULES = ("BASH_ENV", "BASH_FUNC_ml", "BASH_FUNC_module", "BASH_FUNC__module", "LMOD_", "__LMOD", "MODULE", "LOADEDMOD")
+MODULES = ("BASH_ENV", "BASH_FUNC_ml", "BASH_FUNC_module", "BASH_FUNC__module", "LMOD_", "__LMOD", "MODULE", "LOADED")
 SIGNAL_SECONDS = 90
 PATIENCE_SECONDS = 90.0
 PAUSES = (2.0, 4.0, 8.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0)
