@@ -73,6 +73,10 @@ HINTS = (
 )
 
 
+FINAL = ("JobError", "ModuleNotFoundError", "SyntaxError", "IndentationError")
+"""Exceptions that no second attempt mends: the user has to."""
+
+
 @dataclass(frozen=True)
 class FirstFailure:
     """The first failing rank, if one is known; ``is_error``: it says itself what its user has to mend."""
@@ -130,7 +134,7 @@ def _exceptions(paths: RunPaths, attempt: Attempt) -> list[_Suspect]:
     found = []
     for path in paths.logs(attempt.number).glob("rank*.error.json"):
         error = read_json(path)
-        is_error = error["type"] == "JobError"
+        is_error = error["type"] in FINAL
         reason = error["message"] if error["type"] in TELLING else f"{error['type']}: {error['message']}"
         is_victim = any(sign in reason for sign in LOST_PEER)
         found.append(_Suspect(is_victim, error["t"], error["rank"], reason, is_error))

@@ -85,6 +85,7 @@ def _spec(tuneyard: Tuneyard, project: Path, text: str, *args: object) -> str:
         "train": {"micro_batch": 2, "global_batch": 8, "keep_last": 2, "keep_best": "loss"},
         "resources": {"gpus_per_node": 2, "time": "10m"},
         "tracking": {"wandb": "disabled"},
+        "recovery": {"max_attempts": 1},
     }
     (tuneyard.folder / "mine.yaml").write_text(json.dumps(value))
     return "mine.yaml"
@@ -168,6 +169,13 @@ def test_a_failing_script_is_told_in_its_own_words(tuneyard: Tuneyard, project: 
     assert ending is not None
     assert reason in ending.reason
     assert not paths.completion.exists()
+
+
+@pytest.mark.parametrize("line", ["x = (", "import nothing_of_that_name", "import sys; sys.exit('no rows')"])
+def test_what_no_second_attempt_mends_has_none(tuneyard: Tuneyard, project: Path, line: str) -> None:
+    done, paths = _submit(tuneyard, _spec(tuneyard, project, line), "recovery.max_attempts=3")
+    assert done.returncode == 1
+    assert len(read_attempts(paths)) == 1
 
 
 def test_tokens_are_gone_once_the_end_is_on_record(tuneyard: Tuneyard, project: Path) -> None:
