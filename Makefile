@@ -1,11 +1,11 @@
-# make install | demo | test | cells | faults | gpu | check | wheel | clean
+# make install | demo | test | cells | faults | soak | gpu | check | wheel | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEBIAN_PACKAGES := slurm-wlm slurmdbd mariadb-server munge iproute2
 
-.PHONY: install demo test test-fast cells faults gpu check format slurm-packages wheel clean
+.PHONY: install demo test test-fast cells faults soak gpu check format slurm-packages wheel clean
 
 install: $(INSTALLED)
 
@@ -40,6 +40,12 @@ faults: install slurm-packages
 	rm -f build/faults.jsonl
 	$(BIN)/python -m pytest -m "faults or fault_class"
 	$(BIN)/python -m tests.reliability
+
+# An hour among faults, chosen by SEED.
+SEED ?= 1
+MINUTES ?= 60
+soak: install slurm-packages
+	TUNEYARD_SOAK_SEED=$(SEED) TUNEYARD_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -s -m soak
 
 check: install
 	$(BIN)/ruff check

@@ -37,6 +37,7 @@ def show_plan(plan: Plan, paths: RunPaths) -> str:
             f"at most {topology.time_minutes} min x {topology.world_size} = {plan.gpu_hours:g} "
             f"{'GPU' if unit == 'GPUs' else 'rank'}-hours",
         ),
+        ("recovery", _show_recovery(spec)),
         ("files", str(paths.root)),
     ]
     lines = [f"{name:<8} {value}" for name, value in rows]
@@ -58,6 +59,19 @@ def _show_length(train: Train) -> str:
     if train.max_steps is not None:
         return _count(train.max_steps, "step")
     return _count(train.epochs, "epoch") if train.epochs is not None else "as the script says"
+
+
+def _show_recovery(spec: Spec) -> str:
+    if spec.script is not None:
+        start = "from the newest checkpoint that the script has made"
+    elif spec.train.save_every_steps is None:
+        start = "from step 0, for it saves no checkpoints"
+    else:
+        start = f"from a checkpoint every {_count(spec.train.save_every_steps, 'step')}"
+    tried = spec.recovery.max_attempts
+    if tried == 1:
+        return f"{start}, after preemptions and time limits alone"
+    return f"{start}; ends after {tried} failures in a row without a newer one"
 
 
 def show_status(status: "Status | PipelineStatus", is_brief: bool = False) -> str:

@@ -1,6 +1,9 @@
 """Runs that are hurt on purpose: a tiny model on the development cluster, watched from outside."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -197,3 +200,33 @@ def find_daemon(name: str) -> int:
     """The pid of one of the development cluster's daemons."""
     status = json.loads(subprocess.run([*DEVCLUSTER, "status", "--json"], capture_output=True, text=True).stdout)
     return next(item["pid"] for item in status["daemons"] if item["name"] == name)
+
+
+def processes_on(run: Hurt, node: str) -> list[int]:
+    """The run's processes on ``node``: batch script, ranks, and Slurm's own beside them."""
+    namespace = Path(f"/run/netns/tuneyard-{node}").stat().st_ino
+    signs = (str(run.paths.root).encode(), f"[{run.job}.".encode(), f"/job{run.job.zfill(5)}/".encode())
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (folder / "cmdline").read_bytes()
+            if (folder / "ns/net").stat().st_ino == namespace and any(sign in command for sign in signs):
+                found.append(int(folder.name))
+    return found
+
+
+def kill_node(run: Hurt, node: str) -> float:
+    """As if its plug were pulled; returns when."""
+    victims = [find_daemon(node), *processes_on(run, node)]
+    assert len(victims) >= 3
+    for pid in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return time.time()
+
+
+def preempt(run: Hurt) -> str:
+    """Ask for the job's nodes with a higher priority; returns that job's id, which takes them for two seconds."""
+    nodes = run.field("NodeList")
+    command = ("sbatch", "--parsable", "-p", "high", "-w", nodes, "-N2", "--ntasks-per-node=1", "-c4", "-o/dev/null")
+    return run.slurm(*command, "--wrap=sleep 2").strip()

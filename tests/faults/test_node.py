@@ -1,44 +1,19 @@
 """Nodes that die, are cut off, come back, or are bad."""
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import DEVCLUSTER, ROOT
 from tests.reliability import record
 
-from .conftest import Hurt, Submit, find_daemon
+from .conftest import Submit, find_daemon, kill_node, processes_on
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(420)]
-
-
-def _processes_on(run: Hurt, node: str) -> list[int]:
-    """The run's processes on ``node``: batch script, ranks, and Slurm's own beside them."""
-    namespace = Path(f"/run/netns/tuneyard-{node}").stat().st_ino
-    signs = (str(run.paths.root).encode(), f"[{run.job}.".encode(), f"/job{run.job.zfill(5)}/".encode())
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            command = (folder / "cmdline").read_bytes()
-            if (folder / "ns/net").stat().st_ino == namespace and any(sign in command for sign in signs):
-                found.append(int(folder.name))
-    return found
-
-
-def _kill_node(run: Hurt, node: str) -> float:
-    """As if its plug were pulled; returns when."""
-    victims = [find_daemon(node), *_processes_on(run, node)]
-    assert len(victims) >= 3
-    for pid in victims:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return time.time()
 
 
 @pytest.mark.fault_class
@@ -141,7 +116,7 @@ def test_a_node_dies(submit: Submit, weights: bytes, mended: None, index: int) -
     run = submit(pace=0.5)
     run.wait_for_step(6)
     first = run.attempts()[0]
-    died = _kill_node(run, first.nodes[index])
+    died = kill_node(run, first.nodes[index])
     run.wait_for(lambda: run.attempts()[-1].slurm_restart_count == 1, 120)
     assert run.wait_for_end()["state"] == "completed", run.tell()
     last = run.attempts()[-1]
@@ -164,7 +139,7 @@ def test_a_node_that_was_cut_off_comes_back(submit: Submit, weights: bytes, mend
     run.wait_for_step(6)
     first = run.attempts()[0]
     node = first.nodes[0]  # rank 0, which writes, and the supervisor
-    pids = _processes_on(run, node)
+    pids = processes_on(run, node)
     link = ("ip", "link", "set", f"ty-{node}")
     subprocess.run([*link, "down"], check=True)
     try:
@@ -179,6 +154,6 @@ def test_a_node_that_was_cut_off_comes_back(submit: Submit, weights: bytes, mend
     new = min(row["t"] for row in rows if row["attempt"] == last.number)
     assert old < new
     run.check_whole(weights)
-    run.wait_for(lambda: not [pid for pid in pids if pid in _processes_on(run, node)], 60)
+    run.wait_for(lambda: not [pid for pid in pids if pid in processes_on(run, node)], 60)
     record("7 a node is cut off and comes back", "ip link set down, then up", "its ranks write nothing and are gone",
            double_run_s=0, restart_s=last.started - old)  # fmt: skip

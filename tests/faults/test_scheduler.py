@@ -7,16 +7,9 @@ import pytest
 from launcher.contract.ledger import events, merge_metrics
 from tests.reliability import record
 
-from .conftest import STEPS, Hurt, Submit
+from .conftest import STEPS, Hurt, Submit, preempt
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(420)]
-
-
-def _preempt(run: Hurt) -> str:
-    """Ask for the job's nodes with a higher priority; returns that job's id, which takes them for two seconds."""
-    nodes = run.field("NodeList")
-    command = ("sbatch", "--parsable", "-p", "high", "-w", nodes, "-N2", "--ntasks-per-node=1", "-c4", "-o/dev/null")
-    return run.slurm(*command, "--wrap=sleep 2").strip()
 
 
 def _check_one_requeue(run: Hurt, cause: str) -> None:
@@ -31,7 +24,7 @@ def _check_one_requeue(run: Hurt, cause: str) -> None:
 def test_a_preemption_with_grace(submit: Submit, weights: bytes) -> None:
     run = submit("resources.partition=low", pace=0.5)
     run.wait_for_step(5)
-    _preempt(run)
+    preempt(run)
     assert run.wait_for_end()["state"] == "completed", run.tell()
     _check_one_requeue(run, "preempted")
     stopped = events(run.rows(), "stop_requested")
@@ -49,7 +42,7 @@ def test_a_preemption_with_grace(submit: Submit, weights: bytes) -> None:
 def test_a_preemption_without_grace(submit: Submit, weights: bytes) -> None:
     run = submit("resources.partition=spot", pace=0.5)
     run.wait_for_step(6)
-    _preempt(run)
+    preempt(run)
     assert run.wait_for_end()["state"] == "completed", run.tell()
     first, second = run.attempts()
     assert second.slurm_restart_count == 1
@@ -67,7 +60,7 @@ def test_a_preemption_without_grace(submit: Submit, weights: bytes) -> None:
 def test_a_preemption_during_the_imports(submit: Submit, weights: bytes, partition: str) -> None:
     run = submit(f"resources.partition={partition}", "recovery.max_attempts=1")
     run.wait_for(lambda: [beat for beat in run.beats(1) if beat.phase == "import"])
-    _preempt(run)
+    preempt(run)
     assert run.wait_for_end()["state"] == "completed", run.tell()
     _, second = run.attempts()
     assert (second.first_step, second.slurm_restart_count) == (0, 1)
@@ -81,7 +74,7 @@ def test_a_preemption_during_the_imports(submit: Submit, weights: bytes, partiti
 def test_a_preemption_while_a_checkpoint_is_loaded(submit: Submit, weights: bytes) -> None:
     run = submit("resources.partition=low", "recovery.max_attempts=2", fault="0 train 6 kill 1", pace=0.3)
     run.wait_for(lambda: [beat for beat in run.beats(2) if beat.phase == "load"])
-    _preempt(run)
+    preempt(run)
     assert run.wait_for_end()["state"] == "completed", run.tell()
     _, second, third = run.attempts()
     assert second.ended is None or second.ended.state == "interrupted"
@@ -164,7 +157,7 @@ def test_a_preemption_of_a_script_with_data_loader_workers(submit: Submit) -> No
     run = submit("resources.partition=low", script=WORKERS)
     run.wait_for_step(5)
     run.slurm("scancel", "--signal=TERM", run.job)  # what a site without preempt_send_user_signal sends
-    _preempt(run)
+    preempt(run)
     assert run.wait_for_end()["state"] == "completed", run.tell()
     first, second = run.attempts()
     assert first.ended is not None
