@@ -60,7 +60,10 @@ class Collector:
         started = time.perf_counter()
         rollout = self._answer(rows, chosen, positions)
         generated = time.perf_counter()
-        order = choose(self.trainer.args.seed, state.rollouts, 0, self.size, self.size)
+        epoch = range(self.size // self.batch.global_batch)
+        seed, lengths = self.trainer.args.seed, rollout.lengths
+        parts = [choose(seed, state.rollouts, number, self.batch.global_batch, lengths) for number in epoch]
+        order = numpy.concatenate(parts)
         scores, kl = self._judge(rollout, rows, chosen, order)
         used = self._shape_scores(scores, rollout, state)
         advantages = []
@@ -89,7 +92,7 @@ class Collector:
         """Scores of responses to all of the held-out ``rows``, always with the same noise."""
         every = numpy.arange(len(rows))
         rollout = self._answer(rows, every, every + HELD_OUT)
-        scores, kl = self._judge(rollout, rows, every, every)
+        scores, kl = self._judge(rollout, rows, every, numpy.argsort(rollout.lengths, kind="stable"))
         self._show(rollout, rows, every, scores, "answers")
         return self._summarize(rollout, scores, kl)
 
@@ -181,16 +184,20 @@ class Collector:
         import torch
 
         trainer = self.trainer
-        scores: list[float] = []
-        for start in range(0, len(answers), self.batch.micro):
-            part = slice(start, start + self.batch.micro)
-            sequences = [
-                prompt + answer.ids + ([] if answer.has_ended else [self.stop]) + self._tail
-                for prompt, answer in zip(prompts[part], answers[part], strict=True)
-            ]
-            inputs = trainer._prepare_inputs(pad_sequences(sequences, self.tokenizer.pad_token_id))
+        sequences = [
+            prompt + answer.ids + ([] if answer.has_ended else [self.stop]) + self._tail
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+        scores = [0.0] * len(sequences)
+        for start in range(0, len(order), self.batch.micro):
+            part = order[start : start + self.batch.micro]
+            batch = pad_sequences([sequences[index] for index in part], self.tokenizer.pad_token_id)
+            inputs = trainer._prepare_inputs(batch)
             with torch.no_grad(), trainer.compute_loss_context_manager():
-                scores += trainer.model_wrapped(**inputs, roles=("reward",))["rewards"].float().tolist()
+                told = trainer.model_wrapped(**inputs, roles=("reward",))["rewards"].float().tolist()
+            for index, score in zip(part, told, strict=True):
+                scores[index] = score
             self.progress.beat("score")
         return scores
 

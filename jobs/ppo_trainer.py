@@ -64,7 +64,8 @@ class PpoTrainer(RunTrainer):
             self.rollout, told = self.collector.collect(self.rows, state)
             self._told = {f"ppo/{name}": value for name, value in told.items()}
         self._step_started = time.perf_counter()
-        chosen = choose(trainer.args.seed, state.rollouts, state.minibatch, batch.global_batch, len(self.rollout))
+        lengths = self.rollout.lengths
+        chosen = choose(trainer.args.seed, state.rollouts, state.minibatch, batch.global_batch, lengths)
         state.minibatch += 1
         state.tokens += self.rollout.count_tokens(chosen)
         parts = deal(chosen, batch.micro, context.rank, context.world_size)

@@ -32,9 +32,14 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.responses)
 
+    @property
+    def lengths(self) -> NDArray[numpy.int64]:
+        """Tokens of each prompt and its response, int64 of shape (responses,)."""
+        return numpy.array([len(prompt) + len(ids) for prompt, ids in zip(self.prompts, self.responses, strict=True)])
+
     def count_tokens(self, indices: NDArray[numpy.int64]) -> int:
         """Tokens of prompts and responses."""
-        return sum(len(self.prompts[index]) + len(self.responses[index]) for index in indices)
+        return int(self.lengths[indices].sum())
 
     def count_response_tokens(self, indices: NDArray[numpy.int64]) -> int:
         return sum(len(self.responses[index]) for index in indices)
@@ -69,12 +74,16 @@ class Rollout:
         return [row[start : start + length] for row, start, length in zip(rows, starts, lengths, strict=True)]
 
 
-def choose(seed: int, rollout: int, minibatch: int, batch: int, size: int) -> NDArray[numpy.int64]:
-    """The responses of minibatch ``minibatch`` of the ``rollout``-th rollout, of ``size`` responses: each epoch over
-    it has an order of its own, cut into minibatches of ``batch``. int64, shape (batch,)."""
-    epoch, number = divmod(minibatch, size // batch)
-    order = numpy.random.default_rng([seed, rollout, epoch]).permutation(size)
-    return order[number * batch : (number + 1) * batch]
+def choose(seed: int, rollout: int, minibatch: int, batch: int, lengths: NDArray[numpy.int64]) -> NDArray[numpy.int64]:
+    """The responses of minibatch ``minibatch`` of the ``rollout``-th rollout: each epoch over it has an order of its
+    own, cut into minibatches of ``batch``. int64, shape (batch,).
+
+    Within it they stand by their ``lengths``, int64 of shape (responses,): micro batches have little padding.
+    """
+    epoch, number = divmod(minibatch, len(lengths) // batch)
+    order = numpy.random.default_rng([seed, rollout, epoch]).permutation(len(lengths))
+    chosen = order[number * batch : (number + 1) * batch]
+    return chosen[numpy.argsort(lengths[chosen], kind="stable")]
 
 
 def deal(order: NDArray[numpy.int64], micro: int, rank: int, ranks: int) -> list[list[int]]:
