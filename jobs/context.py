@@ -29,8 +29,8 @@ class RankContext:
         """Global rank 0: the only one that writes the ledger, checkpoints' manifests and the final files."""
         return self.rank == 0
 
-    def beat(self, step: int, phase: str) -> None:
+    def beat(self, step: int, phase: str, round_trip_s: float | None = None) -> None:
         """Say how far this rank is: ``phase`` is import, load, data, train, evaluate, rollout, score, save, finish or
         done. Ends the rank where a newer attempt has begun."""
         leave_if_stale(self.paths, self.attempt)
-        beat(self.paths, rank=self.rank, attempt=self.attempt, step=step, phase=phase)
+        beat(self.paths, rank=self.rank, attempt=self.attempt, step=step, phase=phase, round_trip_s=round_trip_s)

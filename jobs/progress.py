@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 BEAT_SECONDS = 1.0
 """Shortest time between two heartbeats: each is a synced file, and a run may hold thousands of ranks."""
+ASK_SECONDS = 5.0
+"""Between two questions to rank 0's store."""
 
 
 class Progress:
@@ -56,13 +59,17 @@ class Progress:
         self._step = 0
         self._mark = time.perf_counter()
         self._last_beat = 0.0
+        self._last_ask = 0.0
+        self._round_trips: deque[float] = deque(maxlen=3)
         self._eval_started = 0.0
 
     def beat(self, phase: str, *, now: bool = False) -> None:
         """Say that this rank is alive and how far it is."""
         if now or time.monotonic() - self._last_beat >= BEAT_SECONDS:
             self._last_beat = time.monotonic()
-            self.context.beat(self._step, phase)
+            trips = self._round_trips
+            # The shortest of three: one lost packet makes no slow network.
+            self.context.beat(self._step, phase, min(trips) if len(trips) == trips.maxlen else None)
 
     def begin(self, step: int) -> None:
         """Training starts, or goes on, after ``step``."""
@@ -84,6 +91,9 @@ class Progress:
         before, self._tokens = self._tokens, self.tokens_at(step)
         tokens = self._tokens - before
         self._step = step
+        if time.monotonic() - self._last_ask >= ASK_SECONDS:
+            self._last_ask = time.monotonic()
+            self._round_trips.extend(_ask_store())
         self.beat("train", now=step == self.max_steps)
         self.background.look()
         is_taken = self._watch.judge(step, loss, grad_norm)
@@ -206,6 +216,17 @@ def _make_callback(progress: Progress, metrics: tuple[str, ...]) -> "TrainerCall
             progress.end_save()
 
     return LedgerCallback()
+
+
+def _ask_store() -> list[float]:
+    """Seconds of one round trip to the store on rank 0's node; none where there is one rank."""
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        return []
+    started = time.perf_counter()
+    distributed.distributed_c10d._get_default_store().check(["tuneyard"])
+    return [time.perf_counter() - started]
 
 
 def _is_due(step: int, every: int | None) -> bool:

@@ -14,7 +14,7 @@ from jobs.signals import Signals
 from jobs.stop import EXIT_STALE, EXIT_STOPPED, STOP_SIGNALS
 from launcher.contract.attempt import EXIT_FAILED, EXIT_OK, Attempt, Cause, Ending, is_stale
 from launcher.contract.files import DAMAGE
-from launcher.contract.heartbeat import read_heartbeats
+from launcher.contract.heartbeat import find_straggler, read_heartbeats
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 
@@ -53,6 +53,7 @@ def watch(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks, signals: 
     completed_at = first_bad_at = None
     next_look = last = now = time.monotonic()
     beats = Beats(attempt.number, plan, now)
+    straggler: str | None = None
     while ranks.poll() is None:
         time.sleep(POLL_SECONDS)
         # A file system that stalls, or a machine that sleeps, holds up this loop too: that time is nobody's silence.
@@ -86,7 +87,12 @@ def watch(paths: RunPaths, plan: Plan, attempt: Attempt, ranks: Ranks, signals: 
                 print(f"ended after {LEAVE_SECONDS:g} s without leaving: ranks {left}", flush=True)
                 return _completed()
         with contextlib.suppress(*DAMAGE):
-            beats.take(read_heartbeats(paths), now)
+            found = read_heartbeats(paths)
+            beats.take(found, now)
+            if straggler is None and (
+                straggler := find_straggler([beat for beat in found if beat.attempt == attempt.number])
+            ):
+                print(straggler, flush=True)
         if silent := beats.find_silent(now):
             return _failed(explain_hang(paths, plan, attempt, ranks, silent), "hang")
     return _judge(paths, plan, attempt, ranks, ranks.exits())

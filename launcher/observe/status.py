@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launcher.contract.attempt import Attempt, Ending, read_attempts
 from launcher.contract.files import DAMAGE
-from launcher.contract.heartbeat import read_heartbeats
+from launcher.contract.heartbeat import find_straggler, read_heartbeats
 from launcher.contract.paths import RunPaths
 from launcher.contract.plan import Plan
 from launcher.contract.process import is_running
@@ -156,7 +156,9 @@ def _judge(this: _HandOver, job: JobView | None, before: _HandOver | None, paren
             is_parent_newer=bool(submission and earlier and earlier.t > submission.t),
         )
     # An older attempt may have been further, or have had more ranks.
-    beats = [beat.step for beat in read_heartbeats(paths) if last is not None and beat.attempt == last.number]
+    beats = [beat for beat in read_heartbeats(paths) if last is not None and beat.attempt == last.number]
+    if state == "running" and (straggler := find_straggler(beats)):
+        reason = f"{straggler}; {reason}" if reason else straggler
     # Its ranks beat with step 0 until they have read the checkpoint that they start from.
     begun = last.first_step if last is not None else 0
     return Status(
@@ -164,7 +166,7 @@ def _judge(this: _HandOver, job: JobView | None, before: _HandOver | None, paren
         run_dir=str(paths.root),
         stage=plan.spec.stage,
         state=state,
-        step=max([begun, *beats]),
+        step=max([begun, *(beat.step for beat in beats)]),
         max_steps=plan.spec.train.max_steps,
         attempt=last.number if last else 0,
         reason=reason,

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -230,3 +231,16 @@ def preempt(run: Hurt) -> str:
     nodes = run.field("NodeList")
     command = ("sbatch", "--parsable", "-p", "high", "-w", nodes, "-N2", "--ntasks-per-node=1", "-c4", "-o/dev/null")
     return run.slurm(*command, "--wrap=sleep 2").strip()
+
+
+@contextlib.contextmanager
+def slow_link(node: str, *, seconds: float, loss: float) -> Iterator[None]:
+    """Frames to ``node`` come ``seconds`` later, and a share ``loss`` of them not at all."""
+    command = [sys.executable, str(FAULTS / "slow_link.py"), node, str(seconds), str(loss)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield
+        finally:
+            process.terminate()

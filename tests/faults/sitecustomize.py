@@ -19,8 +19,8 @@ if os.environ.get("TUNEYARD_FAULT") and os.environ.get("TUNEYARD_ATTEMPT"):
     _beat = heartbeat.beat
     _paused: list[int] = []
 
-    def beat(paths, *, rank, attempt, step, phase):  # type: ignore[no-untyped-def]
-        _beat(paths, rank=rank, attempt=attempt, step=step, phase=phase)
+    def beat(paths, *, rank, attempt, step, phase, **more):  # type: ignore[no-untyped-def]
+        _beat(paths, rank=rank, attempt=attempt, step=step, phase=phase, **more)
         if _rank not in (str(rank), socket.gethostname()) or phase != _phase or step < int(_step):
             return
         if _attempt not in ([], [str(attempt)]) or _paused:

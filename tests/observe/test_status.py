@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher.contract.attempt import Attempt, Ending
-from launcher.contract.heartbeat import beat
+from launcher.contract.heartbeat import Heartbeat, beat, find_straggler
 from launcher.contract.process import is_running, process_start
 from launcher.contract.submission import Submission
 from launcher.observe.slurm import STATES, JobView, parse_sacct, parse_squeue
@@ -159,3 +159,30 @@ def test_a_resumed_run_is_as_far_as_its_checkpoint_until_its_ranks_are_further(t
         if beat_step is not None:
             beat(paths, rank=0, attempt=2, step=beat_step, phase="load")
         assert (read_status(paths).state, read_status(paths).step) == ("running", step)
+
+
+def _beats(**trips: float | None) -> list[Heartbeat]:
+    return [
+        Heartbeat(t=0.0, rank=rank, node=node, pid=1, attempt=1, step=3, phase="train", round_trip_s=seconds)
+        for rank, (node, seconds) in enumerate(trips.items())
+    ]
+
+
+def test_a_node_with_a_slow_network_is_named() -> None:
+    assert find_straggler(_beats(n0=1e-4, n1=1e-3, n2=0.4)) == (
+        "the network of n2 is slow: a round trip takes 0.4 s, from the others 0.001 s"
+    )
+    assert find_straggler(_beats(n0=1e-4, n1=0.4, n2=0.5, n3=0.4)) == (
+        "the network of n0 is slow: a round trip takes 0.5 s, from every other node"
+    )
+    # Of two nodes, nobody can say which.
+    assert find_straggler(_beats(n0=1e-4, n1=0.4)) == (
+        "the network between n0 and n1 is slow: a round trip takes 0.4 s"
+    )
+
+
+def test_no_healthy_node_is_named() -> None:
+    assert find_straggler(_beats(n0=1e-4, n1=1e-3, n2=0.04)) is None
+    assert find_straggler(_beats(n0=1e-4, n1=0.06, n2=0.09)) is None  # a slow network, but no node stands out
+    assert find_straggler(_beats(n0=None, n1=None)) is None
+    assert find_straggler([]) is None
