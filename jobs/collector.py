@@ -19,7 +19,7 @@ from .advantages import (
 from .gather import gather_trained
 from .generate import draw_noise, gather_weights, generate
 from .prompts import PromptRows
-from .rollout import Rollout, State, choose, deal, pad_sequences, share
+from .rollout import Rollout, State, choose, deal, pad_sequences, share, trim
 from .scorer import Answer, Scorer
 from .trainer import Metrics
 from .vllm_engine import VllmEngine
@@ -183,16 +183,18 @@ class Collector:
         and what the template writes after it."""
         import torch
 
-        trainer = self.trainer
+        trainer, pad = self.trainer, self.tokenizer.pad_token_id
         sequences = [
-            prompt + answer.ids + ([] if answer.has_ended else [self.stop]) + self._tail
+            # Classifiers read the last token that is not the padding's (transformers 5.23, modeling_layers.py), and so
+            # the head was trained: where the end of sequence pads too, that may be the token before it.
+            trim(prompt + answer.ids + ([] if answer.has_ended else [self.stop]) + self._tail, pad)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
         order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
         scores = [0.0] * len(sequences)
         for start in range(0, len(order), self.batch.micro):
             part = order[start : start + self.batch.micro]
-            batch = pad_sequences([sequences[index] for index in part], self.tokenizer.pad_token_id)
+            batch = pad_sequences([sequences[index] for index in part], pad)
             inputs = trainer._prepare_inputs(batch)
             with torch.no_grad(), trainer.compute_loss_context_manager():
                 told = trainer.model_wrapped(**inputs, roles=("reward",))["rewards"].float().tolist()

@@ -111,6 +111,14 @@ def pad_sequences(sequences: list[list[int]], pad_token: int) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def trim(ids: list[int], token: int) -> list[int]:
+    """``ids`` without those at its end that are ``token``, but for the first of all."""
+    stop = len(ids)
+    while stop > 1 and ids[stop - 1] == token:
+        stop -= 1
+    return ids[:stop]
+
+
 @dataclass
 class State:
     """Where a run is between two steps, beside its weights: the same on every rank, and part of every checkpoint."""
