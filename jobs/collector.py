@@ -16,6 +16,7 @@ from .advantages import (
     shape_rewards,
     whiten,
 )
+from .errors import JobError
 from .gather import gather_trained
 from .generate import draw_noise, gather_weights, generate
 from .prompts import PromptRows
@@ -148,6 +149,9 @@ class Collector:
 
         ``order``: what is passed through the model together. In a rollout it is that of the first epoch, so that its
         first minibatch gets to see the very numbers of its own forward pass, and its ratio is exactly 1.
+
+        Raises:
+            JobError: a score is no number; the mean of all scores so far would never be one again.
         """
         import torch
 
@@ -176,7 +180,10 @@ class Collector:
             scores = self.scorer(answers)
         else:
             scores = self._score_by_role([rollout.prompts[index] for index in mine], answers)
-        return numpy.array(self._gather(mine, scores)), kl
+        every = numpy.array(self._gather(mine, scores))
+        if bad := int((~numpy.isfinite(every)).sum()):
+            raise JobError(f"ppo.reward: {bad} of {len(every)} scores are no finite numbers ({self.ppo.reward})")
+        return every, kl
 
     def _score_by_role(self, prompts: list[list[int]], answers: list[Answer]) -> list[float]:
         """Scores of the reward adapter. Each sequence ends as those that it was trained on: with the end of the turn

@@ -1,7 +1,6 @@
 """What scores a response: the spec's ppo.reward, unless it is an adapter on the policy's own base (jobs/roles.py)."""
 
 import importlib.util
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,11 +86,8 @@ def _make_from_function(path: Path, name: str) -> Scorer:
             numbers = [float(value) for value in scores]
         except (TypeError, ValueError) as error:
             raise JobError(f"ppo.reward: {name} gave no list of numbers: {error}") from error
-        if len(numbers) != len(answers) or not all(map(math.isfinite, numbers)):
-            raise JobError(
-                f"ppo.reward: {name} gave {len(numbers)} scores for {len(answers)} responses, "
-                f"{sum(not math.isfinite(number) for number in numbers)} of them not finite"
-            )
+        if len(numbers) != len(answers):
+            raise JobError(f"ppo.reward: {name} gave {len(numbers)} scores for {len(answers)} responses")
         return numbers
 
     return score
