@@ -122,7 +122,7 @@ class Collector:
                 batch_size=self.ppo.generation_batch,
                 device=trainer.args.device,
                 any_rank=self._any_rank if is_collective else None,
-                on_batch=lambda: self.progress.beat("rollout"),
+                on_step=lambda: self.progress.beat("rollout"),
             )
 
     def _write_by_vllm(self, prompts: list[list[int]], noise: Floats) -> list[list[int]]:
@@ -140,6 +140,7 @@ class Collector:
     @functools.cached_property
     def _vllm(self) -> VllmEngine:
         trainer = self.trainer
+        self.progress.beat("load", now=True)
         return VllmEngine(trainer.model, self.context.plan.spec, is_cpu=trainer.args.device.type == "cpu")
 
     def _judge(
@@ -177,6 +178,8 @@ class Collector:
         mine = self._share(len(rollout))
         answers = [self._read(rows, int(chosen[index]), rollout.responses[index]) for index in mine]
         if self.scorer is not None:
+            # One call for all of them, which may ask a service: a phase that need not beat (hang.py).
+            self.progress.beat("reward", now=True)
             scores = self.scorer(answers)
         else:
             scores = self._score_by_role([rollout.prompts[index] for index in mine], answers)
