@@ -175,6 +175,8 @@ def _check_ppo(spec: Spec) -> Iterator[Complaint]:
     if spec.data and ppo.max_new_tokens >= spec.data.max_length:
         message = f"{ppo.max_new_tokens} tokens leave no room for a prompt in data.max_length, {spec.data.max_length}"
         yield "ppo.max_new_tokens", message, "data.max_length holds prompt and response"
+    if ppo.kl_target is not None and ppo.kl_coef == 0:
+        yield "ppo.kl_target", "adapts ppo.kl_coef by factors, and 0 stays 0", "set ppo.kl_coef above 0"
 
 
 def _check_engine(spec: Spec) -> Iterator[Complaint]:
@@ -277,7 +279,7 @@ _LOOKS_AT: dict[Callable[[Spec], Iterator[Complaint]], tuple[str, ...]] = {
     _check_format: ("stage", "data.format"),
     _check_pairs: ("stage",),
     _check_adapter: ("stage", "model.quantization"),
-    _check_ppo: ("stage", "train.global_batch", "data.max_length"),
+    _check_ppo: ("stage", "train.global_batch", "data.max_length", "ppo.kl_coef"),
     _check_engine: ("stage", "model.quantization", "model.base", "model.adapter", "ppo.temperature"),
     _check_stage_sections: ("stage",),
     _check_dpo: ("stage", "dpo.loss_type"),
