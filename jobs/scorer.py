@@ -2,7 +2,8 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,15 +103,16 @@ def _make_from_model(reward: str, model: Model, device: "torch.device") -> Score
     options: dict[str, Any] = {"num_labels": 1, "dtype": getattr(torch, model.dtype)}
     missing: list[str] = []
     try:
-        if read_adapter_config(Path(reward)) is not None:
-            from peft import AutoPeftModelForSequenceClassification
+        with load_whole():
+            if read_adapter_config(Path(reward)) is not None:
+                from peft import AutoPeftModelForSequenceClassification
 
-            scorer: Any = AutoPeftModelForSequenceClassification.from_pretrained(reward, **options)
-        else:
-            load = AutoModelForSequenceClassification.from_pretrained
-            scorer, found = load(reward, output_loading_info=True, **options)
-            base = f"{scorer.base_model_prefix}."
-            missing = sorted(name for name in found["missing_keys"] if not name.startswith(base))
+                scorer: Any = AutoPeftModelForSequenceClassification.from_pretrained(reward, **options)
+            else:
+                load = AutoModelForSequenceClassification.from_pretrained
+                scorer, found = load(reward, output_loading_info=True, **options)
+                base = f"{scorer.base_model_prefix}."
+                missing = sorted(name for name in found["missing_keys"] if not name.startswith(base))
         tokenizer: Any = AutoTokenizer.from_pretrained(reward)
     except (OSError, ValueError, RuntimeError) as error:  # the last one for a head of several labels
         raise JobError(f"ppo.reward: {reward} does not load: {error}") from error
@@ -147,6 +149,20 @@ def _make_from_model(reward: str, model: Model, device: "torch.device") -> Score
         return scores
 
     return score
+
+
+@contextmanager
+def load_whole() -> Iterator[None]:
+    """Within it transformers loads a model whole, also where the run has told it of ZeRO-3: only the engine could put
+    together what transformers would spread over the ranks, and it knows the policy's model alone."""
+    from transformers.integrations import deepspeed
+
+    told = deepspeed._hf_deepspeed_config_weak_ref  # transformers 5.23 has no function that gives it back
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = told
 
 
 ROWS_AT_ONCE = 8
