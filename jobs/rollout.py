@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from launcher.contract.files import write_json
 
-from .advantages import Spread
+from .advantages import Floats, Spread
 from .masking import IGNORED
 
-Floats = NDArray[numpy.float64]
 STATE, ARRAYS = "ppo.json", "rollout.npz"
 
 
