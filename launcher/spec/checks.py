@@ -177,6 +177,11 @@ def _check_ppo(spec: Spec) -> Iterator[Complaint]:
         yield "ppo.max_new_tokens", message, "data.max_length holds prompt and response"
     if ppo.kl_target is not None and ppo.kl_coef == 0:
         yield "ppo.kl_target", "adapts ppo.kl_coef by factors, and 0 stays 0", "set ppo.kl_coef above 0"
+    size = ppo.rollout_batch or batch
+    if ppo.kl_target is not None and ppo.kl_horizon < size:
+        # A fifth of their quotient is the largest step, and from five on the coefficient would change its sign.
+        message = f"{ppo.kl_horizon} sequences are fewer than a rollout has, {size}"
+        yield "ppo.kl_horizon", message, "kl_coef adapts over several rollouts: 10000, for example"
 
 
 def _check_engine(spec: Spec) -> Iterator[Complaint]:
@@ -279,7 +284,7 @@ _LOOKS_AT: dict[Callable[[Spec], Iterator[Complaint]], tuple[str, ...]] = {
     _check_format: ("stage", "data.format"),
     _check_pairs: ("stage",),
     _check_adapter: ("stage", "model.quantization"),
-    _check_ppo: ("stage", "train.global_batch", "data.max_length", "ppo.kl_coef"),
+    _check_ppo: ("stage", "train.global_batch", "data.max_length", "ppo.kl_coef", "ppo.kl_target", "ppo.rollout_batch"),
     _check_engine: ("stage", "model.quantization", "model.base", "model.adapter", "ppo.temperature"),
     _check_stage_sections: ("stage",),
     _check_dpo: ("stage", "dpo.loss_type"),

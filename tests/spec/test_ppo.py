@@ -77,6 +77,11 @@ def test_a_coefficient_of_zero_has_no_target(problems):
     assert "set ppo.kl_coef above 0" in found
 
 
+def test_the_coefficient_adapts_over_a_rollout_or_more(problems):
+    found = problems(VALID, "ppo.kl_target=6", "ppo.kl_horizon=31", "ppo.rollout_batch=32")
+    assert "ppo.kl_horizon: 31 sequences are fewer than a rollout has, 32" in found
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
