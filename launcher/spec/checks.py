@@ -175,10 +175,15 @@ def _check_ppo(spec: Spec) -> Iterator[Complaint]:
     if spec.data and ppo.max_new_tokens >= spec.data.max_length:
         message = f"{ppo.max_new_tokens} tokens leave no room for a prompt in data.max_length, {spec.data.max_length}"
         yield "ppo.max_new_tokens", message, "data.max_length holds prompt and response"
-    if ppo.kl_target is not None and ppo.kl_coef == 0:
+
+
+def _check_kl_control(spec: Spec) -> Iterator[Complaint]:
+    ppo, size = spec.ppo, spec.ppo.rollout_batch or spec.train.global_batch
+    if spec.stage != "ppo" or ppo.kl_target is None:
+        return
+    if ppo.kl_coef == 0:
         yield "ppo.kl_target", "adapts ppo.kl_coef by factors, and 0 stays 0", "set ppo.kl_coef above 0"
-    size = ppo.rollout_batch or batch
-    if ppo.kl_target is not None and ppo.kl_horizon < size:
+    if ppo.kl_horizon < size:
         # A fifth of their quotient is the largest step, and from five on the coefficient would change its sign.
         message = f"{ppo.kl_horizon} sequences are fewer than a rollout has, {size}"
         yield "ppo.kl_horizon", message, "kl_coef adapts over several rollouts: 10000, for example"
@@ -267,6 +272,7 @@ _CHECKS: tuple[Callable[[Spec], Iterator[Complaint]], ...] = (
     _check_dpo,
     _check_adapter,
     _check_ppo,
+    _check_kl_control,
     _check_engine,
     _check_stored_adapter,
     _check_offload,
@@ -284,7 +290,8 @@ _LOOKS_AT: dict[Callable[[Spec], Iterator[Complaint]], tuple[str, ...]] = {
     _check_format: ("stage", "data.format"),
     _check_pairs: ("stage",),
     _check_adapter: ("stage", "model.quantization"),
-    _check_ppo: ("stage", "train.global_batch", "data.max_length", "ppo.kl_coef", "ppo.kl_target", "ppo.rollout_batch"),
+    _check_ppo: ("stage", "train.global_batch", "data.max_length"),
+    _check_kl_control: ("stage", "ppo.kl_target", "ppo.kl_coef", "ppo.rollout_batch", "train.global_batch"),
     _check_engine: ("stage", "model.quantization", "model.base", "model.adapter", "ppo.temperature"),
     _check_stage_sections: ("stage",),
     _check_dpo: ("stage", "dpo.loss_type"),
