@@ -157,12 +157,13 @@ def load_whole() -> Iterator[None]:
     together what transformers would spread over the ranks, and it knows the policy's model alone."""
     from transformers.integrations import deepspeed
 
-    told = deepspeed._hf_deepspeed_config_weak_ref  # transformers 5.23 has no function that gives it back
-    deepspeed.unset_hf_deepspeed_config()
+    # transformers 5.23 has a function that forgets it, and none that gives it back.
+    module: Any = deepspeed
+    told, module._hf_deepspeed_config_weak_ref = module._hf_deepspeed_config_weak_ref, None
     try:
         yield
     finally:
-        deepspeed._hf_deepspeed_config_weak_ref = told
+        module._hf_deepspeed_config_weak_ref = told
 
 
 ROWS_AT_ONCE = 8
