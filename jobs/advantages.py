@@ -42,7 +42,8 @@ def estimate_advantages(rewards: Floats, values: Floats, gamma: float, lam: floa
 def whiten(parts: list[Floats]) -> list[Floats]:
     """``parts`` moved and scaled so that all their numbers together have mean 0 and standard deviation 1."""
     every = numpy.concatenate(parts)
-    return [(part - every.mean()) / (every.std() + 1e-8) for part in parts]
+    mean, scale = every.mean(), every.std() + 1e-8
+    return [(part - mean) / scale for part in parts]
 
 
 def explain_variance(values: Floats, returns: Floats) -> float:

@@ -16,10 +16,11 @@ from .advantages import (
     shape_rewards,
     whiten,
 )
+from .errors import JobError
 from .gather import gather_trained
 from .generate import draw_noise, gather_weights, generate
 from .prompts import PromptRows
-from .rollout import Rollout, State, choose, deal, pad_sequences, share
+from .rollout import Rollout, State, choose, deal, pad_sequences, share, trim
 from .scorer import Answer, Scorer
 from .trainer import Metrics
 from .vllm_engine import VllmEngine
@@ -121,7 +122,7 @@ class Collector:
                 batch_size=self.ppo.generation_batch,
                 device=trainer.args.device,
                 any_rank=self._any_rank if is_collective else None,
-                on_batch=lambda: self.progress.beat("rollout"),
+                on_step=lambda: self.progress.beat("rollout"),
             )
 
     def _write_by_vllm(self, prompts: list[list[int]], noise: Floats) -> list[list[int]]:
@@ -139,6 +140,7 @@ class Collector:
     @functools.cached_property
     def _vllm(self) -> VllmEngine:
         trainer = self.trainer
+        self.progress.beat("load", now=True)
         return VllmEngine(trainer.model, self.context.plan.spec, is_cpu=trainer.args.device.type == "cpu")
 
     def _judge(
@@ -148,6 +150,9 @@ class Collector:
 
         ``order``: what is passed through the model together. In a rollout it is that of the first epoch, so that its
         first minibatch gets to see the very numbers of its own forward pass, and its ratio is exactly 1.
+
+        Raises:
+            JobError: a score is no number; the mean of all scores so far would never be one again.
         """
         import torch
 
@@ -173,26 +178,33 @@ class Collector:
         mine = self._share(len(rollout))
         answers = [self._read(rows, int(chosen[index]), rollout.responses[index]) for index in mine]
         if self.scorer is not None:
+            # One call for all of them, which may ask a service: a phase that need not beat (hang.py).
+            self.progress.beat("reward", now=True)
             scores = self.scorer(answers)
         else:
             scores = self._score_by_role([rollout.prompts[index] for index in mine], answers)
-        return numpy.array(self._gather(mine, scores)), kl
+        every = numpy.array(self._gather(mine, scores))
+        if bad := int((~numpy.isfinite(every)).sum()):
+            raise JobError(f"ppo.reward: {bad} of {len(every)} scores are no finite numbers ({self.ppo.reward})")
+        return every, kl
 
     def _score_by_role(self, prompts: list[list[int]], answers: list[Answer]) -> list[float]:
         """Scores of the reward adapter. Each sequence ends as those that it was trained on: with the end of the turn
         and what the template writes after it."""
         import torch
 
-        trainer = self.trainer
+        trainer, pad = self.trainer, self.tokenizer.pad_token_id
         sequences = [
-            prompt + answer.ids + ([] if answer.has_ended else [self.stop]) + self._tail
+            # Classifiers read the last token that is not the padding's (transformers 5.23, modeling_layers.py), and so
+            # the head was trained: where the end of sequence pads too, that may be the token before it.
+            trim(prompt + answer.ids + ([] if answer.has_ended else [self.stop]) + self._tail, pad)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
         order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
         scores = [0.0] * len(sequences)
         for start in range(0, len(order), self.batch.micro):
             part = order[start : start + self.batch.micro]
-            batch = pad_sequences([sequences[index] for index in part], self.tokenizer.pad_token_id)
+            batch = pad_sequences([sequences[index] for index in part], pad)
             inputs = trainer._prepare_inputs(batch)
             with torch.no_grad(), trainer.compute_loss_context_manager():
                 told = trainer.model_wrapped(**inputs, roles=("reward",))["rewards"].float().tolist()

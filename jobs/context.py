@@ -30,7 +30,7 @@ class RankContext:
         return self.rank == 0
 
     def beat(self, step: int, phase: str, round_trip_s: float | None = None) -> None:
-        """Say how far this rank is: ``phase`` is import, load, data, train, evaluate, rollout, score, save, finish or
-        done. Ends the rank where a newer attempt has begun."""
+        """Say how far this rank is: ``phase`` is import, load, data, train, evaluate, rollout, score, reward, save,
+        finish or done. Ends the rank where a newer attempt has begun."""
         leave_if_stale(self.paths, self.attempt)
         beat(self.paths, rank=self.rank, attempt=self.attempt, step=step, phase=phase, round_trip_s=round_trip_s)

@@ -32,13 +32,14 @@ def generate(
     batch_size: int,
     device: Any,
     any_rank: Callable[[bool], bool] | None = None,
-    on_batch: Callable[[], None] = lambda: None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """A response to each prompt, in their order: at most ``noise.shape[1]`` tokens, the last of them ``stop`` where the
     model came to an end.
 
     ``noise[i]``, float64 of shape (tokens,), chooses the tokens of response ``i`` (:func:`draw_noise`). Where every
     forward pass is collective, ``any_rank`` tells whether any rank goes on; all ranks then have equally many prompts.
+    ``on_step`` is called after each forward pass.
     """
     import torch
 
@@ -48,12 +49,10 @@ def generate(
     with torch.no_grad():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            written = _generate_batch(
-                model, [prompts[index] for index in chosen], noise[chosen], temperature, stop, pad, device, any_rank
-            )
+            part = [prompts[index] for index in chosen]
+            written = _generate_batch(model, part, noise[chosen], temperature, stop, pad, device, any_rank, on_step)
             for index, response in zip(chosen, written, strict=True):
                 responses[index] = response
-            on_batch()
     return responses
 
 
@@ -66,6 +65,7 @@ def _generate_batch(
     pad: int,
     device: Any,
     any_rank: Callable[[bool], bool] | None,
+    on_step: Callable[[], None],
 ) -> list[list[int]]:
     import torch
     from transformers import DynamicCache
@@ -94,6 +94,7 @@ def _generate_batch(
             if alive[place]:
                 responses[rows[place]].append(token)
                 alive[place] = token != stop
+        on_step()
         is_last = number == noise.shape[1] - 1
         if is_last or not (any(alive) if any_rank is None else any_rank(any(alive))):
             break

@@ -16,9 +16,10 @@ from launcher.contract.plan import Plan
 STACK_SECONDS = 3.0
 """A rank whose interpreter runs has written its stack by then."""
 BEATING = ("train", "evaluate", "rollout", "score")
-"""Phases that beat with every batch."""
+"""Phases that beat with every batch, or with every token."""
 SLOW_SECONDS = 2 * 3600
-"""Of the other phases (a model is read, rows are prepared, a checkpoint is written), which beat only as they begin."""
+"""Of the other phases (a model is read, rows are prepared, a checkpoint is written, a function of the user's gives
+scores), which beat only as they begin."""
 WAITING = ("/torch/", "/accelerate/", "/deepspeed/", "/transformers/", "/trl/")
 """Where the innermost frame of a rank lies that waits for its peers."""
 

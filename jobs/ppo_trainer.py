@@ -137,7 +137,7 @@ class PpoTrainer(RunTrainer):
         return trainer.optimizer
 
     def measure(self) -> Metrics:
-        """Of all held-out prompts; ``eval_loss`` is what PPO minimises."""
+        """Of all held-out prompts; ``eval_loss`` is the score, turned round, and what the divergence costs now."""
         told = self.collector.measure(self.eval_rows)
         loss = self.run_state.kl_coef * told["kl"] - told["score"]
         named = {f"eval_{name}": value for name, value in told.items()}

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from launcher.contract.files import write_json
 
-from .advantages import Spread
+from .advantages import Floats, Spread
 from .masking import IGNORED
 
-Floats = NDArray[numpy.float64]
 STATE, ARRAYS = "ppo.json", "rollout.npz"
 
 
@@ -109,6 +108,14 @@ def pad_sequences(sequences: list[list[int]], pad_token: int) -> dict[str, Any]:
         ids[row, : len(sequence)] = torch.tensor(sequence)
         mask[row, : len(sequence)] = 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def trim(ids: list[int], token: int) -> list[int]:
+    """``ids`` without those at its end that are ``token``, but for the first of all."""
+    stop = len(ids)
+    while stop > 1 and ids[stop - 1] == token:
+        stop -= 1
+    return ids[:stop]
 
 
 @dataclass

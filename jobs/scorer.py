@@ -1,9 +1,9 @@
 """What scores a response: the spec's ppo.reward, unless it is an adapter on the policy's own base (jobs/roles.py)."""
 
 import importlib.util
-import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,53 +87,83 @@ def _make_from_function(path: Path, name: str) -> Scorer:
             numbers = [float(value) for value in scores]
         except (TypeError, ValueError) as error:
             raise JobError(f"ppo.reward: {name} gave no list of numbers: {error}") from error
-        if len(numbers) != len(answers) or not all(map(math.isfinite, numbers)):
-            raise JobError(
-                f"ppo.reward: {name} gave {len(numbers)} scores for {len(answers)} responses, "
-                f"{sum(not math.isfinite(number) for number in numbers)} of them not finite"
-            )
+        if len(numbers) != len(answers):
+            raise JobError(f"ppo.reward: {name} gave {len(numbers)} scores for {len(answers)} responses")
         return numbers
 
     return score
 
 
 def _make_from_model(reward: str, model: Model, device: "torch.device") -> Scorer:
-    """A model of rewards beside the policy's, whole on every rank: one number for a sequence."""
+    """A model of rewards beside the policy's, whole on every rank: one number for a sequence, which is written as the
+    model's own tokenizer has it (:func:`jobs.masking.render`)."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     options: dict[str, Any] = {"num_labels": 1, "dtype": getattr(torch, model.dtype)}
+    missing: list[str] = []
     try:
-        if read_adapter_config(Path(reward)) is not None:
-            from peft import AutoPeftModelForSequenceClassification
+        with load_whole():
+            if read_adapter_config(Path(reward)) is not None:
+                from peft import AutoPeftModelForSequenceClassification
 
-            scorer: Any = AutoPeftModelForSequenceClassification.from_pretrained(reward, **options)
-        else:
-            scorer = AutoModelForSequenceClassification.from_pretrained(reward, **options)
+                scorer: Any = AutoPeftModelForSequenceClassification.from_pretrained(reward, **options)
+            else:
+                load = AutoModelForSequenceClassification.from_pretrained
+                scorer, found = load(reward, output_loading_info=True, **options)
+                base = f"{scorer.base_model_prefix}."
+                missing = sorted(name for name in found["missing_keys"] if not name.startswith(base))
         tokenizer: Any = AutoTokenizer.from_pretrained(reward)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last one for a head of several labels
         raise JobError(f"ppo.reward: {reward} does not load: {error}") from error
+    if missing:
+        # transformers would draw one.
+        raise JobError(
+            f"ppo.reward: {reward} holds no reward model, for it has no {missing[0]}; name the final/ of a stage: "
+            "reward, or a sequence classifier with one output"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    scorer.config.pad_token_id = tokenizer.pad_token_id
+    scorer.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     scorer.to(device).eval()
 
     def write(answer: Answer) -> str:
-        if tokenizer.chat_template is None and isinstance(answer.said, str):
-            return answer.said + answer.text
+        if tokenizer.chat_template is None:
+            if not isinstance(answer.said, str):
+                raise JobError(
+                    f"ppo.reward: a conversation needs a chat template, and the tokenizer of {reward} has none"
+                )
+            return answer.said + answer.text + (tokenizer.eos_token or "")
         messages = [*as_messages(answer.said), {"role": "assistant", "content": answer.text}]
         return str(tokenizer.apply_chat_template(messages, tokenize=False))
+
+    has_template = tokenizer.chat_template is not None
 
     def score(answers: list[Answer]) -> list[float]:
         scores: list[float] = []
         for start in range(0, len(answers), ROWS_AT_ONCE):
             texts = [write(answer) for answer in answers[start : start + ROWS_AT_ONCE]]
-            inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(device)
+            inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not has_template).to(device)
             with torch.no_grad():
                 scores += scorer(**inputs).logits[:, 0].float().tolist()
         return scores
 
     return score
+
+
+@contextmanager
+def load_whole() -> Iterator[None]:
+    """Within it transformers loads a model whole, also where the run has told it of ZeRO-3: only the engine could put
+    together what transformers would spread over the ranks, and it knows the policy's model alone."""
+    from transformers.integrations import deepspeed
+
+    # transformers 5.23 has a function that forgets it, and none that gives it back.
+    module: Any = deepspeed
+    told, module._hf_deepspeed_config_weak_ref = module._hf_deepspeed_config_weak_ref, None
+    try:
+        yield
+    finally:
+        module._hf_deepspeed_config_weak_ref = told
 
 
 ROWS_AT_ONCE = 8

@@ -61,6 +61,8 @@ class VllmEngine:
 
         asked, batch, length = spec.require_model(), spec.ppo.generation_batch, spec.require_data().max_length
         config = model.peft_config[POLICY]
+        # One block more than the sequences fill: vLLM keeps the first one to itself (v1, core/block_pool.py).
+        cache = batch * _count_bytes(model.config, asked.dtype, length) + _count_bytes(model.config, asked.dtype, BLOCK)
         self._model = model
         self._rollouts = 0
         self._engine = LLMEngine.from_engine_args(
@@ -75,7 +77,7 @@ class VllmEngine:
                 max_num_seqs=batch,
                 # Of a cached prefix the last bits are those of the batch that it was computed in.
                 enable_prefix_caching=False,
-                kv_cache_memory_bytes=batch * _count_bytes(model.config, asked.dtype, length),
+                kv_cache_memory_bytes=cache,
                 # With a cache of a given size, this is only what must be free of a GPU at the start.
                 gpu_memory_utilization=0.01,
                 enable_lora=True,

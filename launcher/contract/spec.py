@@ -186,8 +186,8 @@ class Recovery:
     )
     hang_seconds: int | None = _key(
         600,
-        "Seconds without a micro batch or an evaluation batch after which the ranks count as hung; loading and saving "
-        "have two hours; null: never. Scripts are not watched.",
+        "Seconds without a micro batch, an evaluation batch or a token of a rollout after which the ranks count as "
+        "hung; loading, saving and what scores beside the model have two hours; null: never. Scripts are not watched.",
         ge=10,
     )
 

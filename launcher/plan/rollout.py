@@ -25,7 +25,8 @@ def note_rollout(spec: Spec, shapes: Mapping[str, tuple[int, ...]] | None) -> li
     if shapes is not None and spec.model is not None:
         weights = estimate_weights(shapes, spec.model.quantization, spec.model.dtype)
         cache = estimate_cache(shapes, spec.model.dtype, spec.ppo.generation_batch * spec.require_data().max_length)
-        size = f" ({weights / GIB:.2f} GiB, and {cache / GIB:.2f} GiB of keys and values)"
+        told = f"{cache / GIB:.2f} GiB of keys and values" if cache else "keys and values"
+        size = f" ({weights / GIB:.2f} GiB, and {told})"
     if by_vllm:
         return [
             Note(
@@ -54,6 +55,7 @@ def estimate_weights(shapes: Mapping[str, tuple[int, ...]], quantization: str, d
 
 
 def estimate_cache(shapes: Mapping[str, tuple[int, ...]], dtype: str, tokens: int) -> float:
-    """Bytes of the keys and values of ``tokens``: as wide as the layers that make them."""
+    """Bytes of the keys and values of ``tokens``: as wide as the layers that make them; 0 where these are not told by
+    their names (a model that makes queries, keys and values in one)."""
     width = sum(shape[0] for name, shape in shapes.items() if name.endswith(("k_proj.weight", "v_proj.weight")))
     return width * tokens * BYTES[dtype]

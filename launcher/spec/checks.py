@@ -177,6 +177,18 @@ def _check_ppo(spec: Spec) -> Iterator[Complaint]:
         yield "ppo.max_new_tokens", message, "data.max_length holds prompt and response"
 
 
+def _check_kl_control(spec: Spec) -> Iterator[Complaint]:
+    ppo, size = spec.ppo, spec.ppo.rollout_batch or spec.train.global_batch
+    if spec.stage != "ppo" or ppo.kl_target is None:
+        return
+    if ppo.kl_coef == 0:
+        yield "ppo.kl_target", "adapts ppo.kl_coef by factors, and 0 stays 0", "set ppo.kl_coef above 0"
+    if ppo.kl_horizon < size:
+        # A fifth of their quotient is the largest step, and from five on the coefficient would change its sign.
+        message = f"{ppo.kl_horizon} sequences are fewer than a rollout has, {size}"
+        yield "ppo.kl_horizon", message, "kl_coef adapts over several rollouts: 10000, for example"
+
+
 def _check_engine(spec: Spec) -> Iterator[Complaint]:
     model, hint = spec.model, "set ppo.engine: builtin"
     if spec.stage != "ppo" or spec.ppo.engine != "vllm" or model is None:
@@ -260,6 +272,7 @@ _CHECKS: tuple[Callable[[Spec], Iterator[Complaint]], ...] = (
     _check_dpo,
     _check_adapter,
     _check_ppo,
+    _check_kl_control,
     _check_engine,
     _check_stored_adapter,
     _check_offload,
@@ -278,6 +291,7 @@ _LOOKS_AT: dict[Callable[[Spec], Iterator[Complaint]], tuple[str, ...]] = {
     _check_pairs: ("stage",),
     _check_adapter: ("stage", "model.quantization"),
     _check_ppo: ("stage", "train.global_batch", "data.max_length"),
+    _check_kl_control: ("stage", "ppo.kl_target", "ppo.kl_coef", "ppo.rollout_batch", "train.global_batch"),
     _check_engine: ("stage", "model.quantization", "model.base", "model.adapter", "ppo.temperature"),
     _check_stage_sections: ("stage",),
     _check_dpo: ("stage", "dpo.loss_type"),

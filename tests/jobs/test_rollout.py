@@ -2,7 +2,7 @@
 
 import numpy
 
-from jobs.rollout import choose, deal
+from jobs.rollout import choose, deal, trim
 
 
 def test_an_epoch_has_each_response_once_in_an_order_of_its_own() -> None:
@@ -21,3 +21,9 @@ def test_like_lengths_stand_together() -> None:
     first, second = deal(chosen, 2, 0, 2), deal(chosen, 2, 1, 2)
     assert [lengths[part].tolist() for part in first] == [[10, 11], [47, 48]]
     assert [lengths[part].tolist() for part in second] == [[12, 13], [49, 50]]
+
+
+def test_what_pads_is_taken_off_the_end_alone() -> None:
+    assert trim([2, 5, 2, 7, 2, 2], 2) == [2, 5, 2, 7]
+    assert trim([2, 5, 7], 2) == [2, 5, 7]
+    assert trim([2, 2], 2) == [2]

@@ -54,6 +54,11 @@ def test_the_plan_tells_what_gathering_holds_and_how_to_do_without(tmp_path: Pat
     assert note_rollout(replace(spec, parallel=Parallel(strategy="zero2")), shapes) == []
 
 
+def test_a_cache_of_unknown_size_is_not_said_to_be_empty(tmp_path: Path) -> None:
+    (note,) = note_rollout(ppo(str(tmp_path)), {"h.0.attn.c_attn.weight": (1024, 3072)})
+    assert note.message.endswith(" GiB, and keys and values)")
+
+
 def test_the_plan_tells_that_vllm_holds_the_base_again_under_every_strategy(tmp_path: Path) -> None:
     spec = replace(ppo(str(tmp_path), engine="vllm"), parallel=Parallel(strategy="ddp"))
     (note,) = note_rollout(spec, {**SHAPES, "model.embed_tokens.weight": (1_000_000, 1024)})

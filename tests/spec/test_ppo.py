@@ -71,6 +71,17 @@ def test_all_weights_are_not_trained_for_the_reference_would_be_a_second_copy(pr
     assert "model.adapter: ppo compares with the model that it started from" in found
 
 
+def test_a_coefficient_of_zero_has_no_target(problems):
+    found = problems(VALID, "ppo.kl_coef=0", "ppo.kl_target=6")
+    assert "ppo.kl_target: adapts ppo.kl_coef by factors, and 0 stays 0" in found
+    assert "set ppo.kl_coef above 0" in found
+
+
+def test_the_coefficient_adapts_over_a_rollout_or_more(problems):
+    found = problems(VALID, "ppo.kl_target=6", "ppo.kl_horizon=31", "ppo.rollout_batch=32")
+    assert "ppo.kl_horizon: 31 sequences are fewer than a rollout has, 32" in found
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
