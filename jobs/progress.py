@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 BEAT_SECONDS = 1.0
-"""Shortest time between two heartbeats: each is a synced file, and a run may hold thousands of ranks."""
+"""Shortest time between two heartbeats: each is a file, and a run may hold thousands of ranks."""
 ASK_SECONDS = 5.0
 """Between two questions to rank 0's store."""
 

@@ -29,7 +29,7 @@ from .errors import JobError
 from .stop import Stopped, is_asked
 
 BEAT_SECONDS = 1.0
-"""Shortest time between two heartbeats, each of which is a synced file."""
+"""Shortest time between two heartbeats, each of which is a file."""
 RESERVED = ("v", "kind", "t", "attempt", "step", "event")
 """Names in a ledger row that are not the script's to write."""
 

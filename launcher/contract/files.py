@@ -27,11 +27,12 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def write_text(path: Path, text: str, mode: int = PRIVATE_FILE) -> None:
+def write_text(path: Path, text: str, mode: int = PRIVATE_FILE, *, is_lasting: bool = True) -> None:
     """Replace ``path`` by ``text`` (UTF-8) with one rename.
 
     The temporary file lies in the same folder because a rename across file systems is a copy,
-    and it is synced first because a rename may reach the disk before the data does.
+    and it is synced first because a rename may reach the disk before the data does: tens of milliseconds, which a file
+    of passing interest (not ``is_lasting``) is not worth.
     """
     make_folder(path.parent)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -39,7 +40,8 @@ def write_text(path: Path, text: str, mode: int = PRIVATE_FILE) -> None:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
             stream.write(text)
             stream.flush()
-            os.fsync(stream.fileno())
+            if is_lasting:
+                os.fsync(stream.fileno())
         os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
@@ -47,9 +49,9 @@ def write_text(path: Path, text: str, mode: int = PRIVATE_FILE) -> None:
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace ``path`` by ``value`` as indented JSON with one rename."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any, *, is_lasting: bool = True) -> None:
+    """Replace ``path`` by ``value`` as indented JSON with one rename, as :func:`write_text` does."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", is_lasting=is_lasting)
 
 
 def read_json(path: Path) -> Any:

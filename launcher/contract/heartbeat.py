@@ -47,7 +47,7 @@ def beat(paths: RunPaths, *, rank: int, attempt: int, step: int, phase: str, rou
         round_trip_s=round_trip_s,
     )
     with contextlib.suppress(OSError):  # a full disk is no reason for a rank to die
-        write_json(paths.heartbeat(rank), to_value(value))
+        write_json(paths.heartbeat(rank), to_value(value), is_lasting=False)
 
 
 def read_heartbeats(paths: RunPaths) -> list[Heartbeat]:

@@ -133,15 +133,22 @@ class Hurt:
 
     def find_processes(self) -> list[str]:
         """Supervisors and ranks of the run (the nodes share this machine's process table)."""
+        return [command for command in self._commands().values() if "-m jobs." in command]
+
+    def find_pids(self, sign: str) -> list[int]:
+        """Processes of the run with ``sign`` in their command, the oldest first."""
+        return sorted(pid for pid, command in self._commands().items() if sign in command)
+
+    def _commands(self) -> dict[int, str]:
         root = str(self.paths.root)
-        found = []
+        found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:
                 continue
-            if root in command and "-m jobs." in command:
-                found.append(command)
+            if root in command:
+                found[int(folder.name)] = command
         return found
 
 

@@ -1,7 +1,9 @@
 """Ranks that die, hang, or never leave: seen in time, started again where they were, and the result is the same."""
 
 import json
-import subprocess
+import os
+import signal
+import time
 
 import pytest
 
@@ -46,6 +48,29 @@ def test_a_rank_that_dies(submit: Submit, weights: bytes, case: str, fault: str,
     run.check_whole(weights)
     run.check_nobody_left()
     record(case, fault.split()[3], DIED, **figures)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("what", "sign"), [("the supervisor", "submitit.core._submit"), ("srun", "srun --")])
+def test_what_holds_the_ranks_dies(submit: Submit, weights: bytes, what: str, sign: str) -> None:
+    run = submit(pace=0.5)
+    run.wait_for_step(6)
+    (pid, *_) = run.find_pids(sign)
+    os.kill(pid, signal.SIGKILL)
+    killed = time.time()
+    run.wait_for(lambda: len(run.attempts()) > 1, 60)
+    assert run.wait_for_end()["state"] == "completed", run.tell()
+    first, second = run.attempts()
+    # In the same allocation, without the scheduler.
+    assert (second.slurm_job_id, second.slurm_restart_count) == (first.slurm_job_id, 0)
+    steps = {row["t"]: row["attempt"] for row in run.rows() if "loss" in row}
+    assert [steps[t] for t in sorted(steps)] == sorted(steps.values())  # never both at once
+    figures = run.figures()
+    figures["restart_s"] = second.started - killed
+    assert float(figures["restart_s"]) + float(figures["load_s"]) < 60
+    run.check_whole(weights)
+    run.check_nobody_left()
+    record(f"1 {what} dies", "kill -9", DIED, **figures)
 
 
 @pytest.mark.faults
@@ -104,7 +129,6 @@ def test_a_bug_that_comes_back_stops_the_run(submit: Submit) -> None:
 @pytest.mark.faults
 def test_a_bug_before_step_1_ends_with_exit_code_4(tuneyard: Tuneyard, submit: Submit) -> None:
     run = submit(fault="1 import 0 raise")
-    done = subprocess.CompletedProcess([], 0)
     assert run.wait_for_end()["state"] == "failed"
     assert [attempt.first_step for attempt in run.attempts()] == [0, 0, 0]
     done = tuneyard("resume", str(run.paths.root), "recovery.max_attempts=2", "--wait", "--json")

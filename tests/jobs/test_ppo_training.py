@@ -74,7 +74,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
-    """An sft and a reward adapter; what the others are compared with; every kind of reward; a task to learn."""
+    """An sft and a reward adapter, and a reward model; what the others are compared with; kinds of rewards."""
     folder = tmp_path_factory.mktemp("one")
     (folder / "letters.py").write_text('WANTED = "a"\n')
     (folder / "rewards.py").write_text(REWARD)
@@ -84,7 +84,10 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
     few, small = Train(max_steps=2, global_batch=8, save_every_steps=None), replace(FLOAT32, adapter=SMALL)
     sft = write_run(folder / "sft", 1, model=small, data=rows, train=few)
     reward = write_run(folder / "reward", 1, model=small, data=preferences, train=few, stage="reward")
-    starts = [Start(sft), Start(reward)]
+    judge = write_run(
+        folder / "judge", 1, model=replace(FLOAT32, adapter=None), data=preferences, train=few, stage="reward"
+    )
+    starts = [Start(sft), Start(reward), Start(judge)]
 
     def add(name: str, ppo: Ppo, model: Model = FLOAT32, train: Train = SHORT, **options: Any) -> None:
         root = write_run(folder / name, 1, model=model, data=data, train=train, stage="ppo", ppo=ppo)
@@ -92,13 +95,19 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
 
     on_sft = replace(small, base=str(sft / "final"))
     by_adapter = replace(ROLLOUTS, reward=str(reward / "final"))
-    add("parity", replace(ROLLOUTS, kl_target=1.0, normalize_reward=True), train=replace(PARITY, micro_batch=8))
+    add("parity", _parity(folder), train=replace(PARITY, micro_batch=8))
     add("roles", by_adapter, on_sft, counts=True)
-    add("shared", replace(by_adapter, critic="shared"), on_sft, counts=True)
+    add("shared", replace(by_adapter, critic="shared", critic_learning_rate=1e-12), on_sft, counts=True)
     add("far", replace(ROLLOUTS, stop_kl=1e-9))
     add("broken", replace(ROLLOUTS, reward=f"{folder / 'rewards.py'}:broken"), fails=True)
     launch(1, starts, timeout=280)
     return folder
+
+
+def _parity(folder: Path) -> Ppo:
+    """A separate reward model, whole on every rank, and a critic on the policy's trunk."""
+    reward = str(folder / "judge" / "final")
+    return replace(ROLLOUTS, reward=reward, critic="shared", kl_target=1.0, normalize_reward=True)
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +138,8 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, data: Data, one_rank: Pa
     starts = []
     for strategy in STRATEGIES:
         options: Any = {"parallel": Parallel(strategy=strategy), "stage": "ppo", "data": data}
-        parity = replace(ROLLOUTS, kl_target=1.0, normalize_reward=True)
         root = folder / f"{strategy}-sgd"
-        starts.append(Start(write_run(root, 2, model=FLOAT32, train=PARITY, ppo=parity, **options)))
+        starts.append(Start(write_run(root, 2, model=FLOAT32, train=PARITY, ppo=_parity(one_rank), **options)))
         for quantization, dtype in BASES.items():
             base: Any = {"base": str(one_rank / "sft" / "final"), "quantization": quantization, "dtype": dtype}
             ppo = replace(ROLLOUTS, reward=str(one_rank / "reward" / "final"), gather_for_rollout=quantization == "nf4")
@@ -222,6 +230,13 @@ def test_the_final_adapter_in_plain_peft_is_the_live_policy(two_ranks: Path, tmp
 def test_the_base_is_in_memory_once_for_all_roles(one_rank: Path) -> None:
     """12 matrices of builtin:tiny have 4096 elements or more: five of each of its two layers, embedding and head."""
     assert [read_json(one_rank / name / "storages.json") for name in ("roles", "shared")] == [12, 12]
+
+
+def test_the_critic_has_a_learning_rate_of_its_own(one_rank: Path) -> None:
+    (head,) = load_file(one_rank / "shared" / "final" / "critic" / "value_head.safetensors").values()
+    assert 0 < head.abs().max() < 1e-8  # it began at 0, and Adam's first steps are as long as the rate
+    (head,) = load_file(one_rank / "parity" / "final" / "critic" / "value_head.safetensors").values()
+    assert head.abs().max() > 1e-4
 
 
 def test_a_reward_adapter_scores_as_it_does_alone(one_rank: Path, tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ export PYTHONUNBUFFERED=1
 cd '/runs/it'"'"'s a run'
 # What lies here is run, and a pickle is among it.
 [ -O . ] || { echo "$PWD belongs to another user; nothing was run" >&2; exit 2; }
+# A supervisor that was killed (128 + SIGKILL) starts once more in the same allocation, three times at most.
+trap '[ $? -eq 137 ] && [ "${TUNEYARD_STARTS:-1}" -lt 4 ] && TUNEYARD_STARTS=$((TUNEYARD_STARTS + 1)) exec bash "$0"' EXIT
+export TUNEYARD_STARTS=${TUNEYARD_STARTS:-1}
 # Where the launcher was cut off after sbatch's yes, the pickle has not been named after the job.
 [ -e submitit/${SLURM_JOB_ID}_submitted.pkl ] || ln -s supervisor.pkl submitit/${SLURM_JOB_ID}_submitted.pkl 2>/dev/null
 
